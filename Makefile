@@ -1,0 +1,31 @@
+# make demo   the main job on real images, on this machine, nothing downloaded but packages
+# make test   the test suite
+# Each makes .venv first and installs the project into it; both work on a bare checkout.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-fast lint clean
+
+demo: .venv/installed
+	$(BIN)/python examples/make_demo_data.py runs/demo-data
+	DATA=runs/demo-data OUTPUT=runs/demo $(BIN)/curate run examples/demo.yaml --fresh
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest
+
+test-fast: .venv/installed
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv runs build *.egg-info

@@ -1,0 +1,1 @@
+"""The coreset: candidates → merge → rounds, pure NumPy; `distributed` runs them on Ray."""

@@ -1,0 +1,158 @@
+"""For each centroid the images most similar to it, best first: all that the rounds need to see.
+
+A list is complete down to its **floor**: every image whose key comes at or before the floor is in
+it. A key is (similarity, position in plan order), larger similarity first, ties by position. Lists
+of two shards merge into the list of both (merge.py), and a list that runs out is continued below
+its floor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate.coreset.similarity import Centroids, check_unit, exact_pairs, widen
+
+LAST_POSITION = np.iinfo(np.int64).max
+CHUNK_ROWS = 1024  # × 512 float32 is 2 MB: widened, multiplied and compared while in cache
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A key for each centroid: (K,) similarity and (K,) position."""
+
+    similarity: NDArray[np.float64]
+    position: NDArray[np.int64]
+
+    @staticmethod
+    def at(similarity: NDArray[np.float64]) -> Floor:
+        """Everything at least this similar."""
+        return Floor(similarity, np.full(len(similarity), LAST_POSITION))
+
+    @staticmethod
+    def bottom(k: int) -> Floor:
+        """Everything there is."""
+        return Floor.at(np.full(k, -np.inf))
+
+    def only(self, which: NDArray[np.intp]) -> Floor:
+        return Floor(self.similarity[which], self.position[which])
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """One entry a (centroid, image) pair, sorted by centroid, then by key."""
+
+    centroid: NDArray[np.int32]
+    similarity: NDArray[np.float64]
+    position: NDArray[np.int64]
+    floor: Floor
+
+    @property
+    def k(self) -> int:
+        return len(self.floor.similarity)
+
+    @staticmethod
+    def none(floor: Floor) -> Candidates:
+        return Candidates(np.empty(0, np.int32), np.empty(0), np.empty(0, np.int64), floor)
+
+    def starts(self) -> NDArray[np.intp]:
+        """(K + 1,): centroid q's list is entries starts[q] to starts[q + 1]."""
+        return np.searchsorted(self.centroid, np.arange(self.k + 1))
+
+
+def is_below(
+    similarity: NDArray[np.float64], position: NDArray[np.int64], floor: Floor
+) -> NDArray[np.bool_]:
+    """Which keys come after the floor's, entry by entry."""
+    return (similarity < floor.similarity) | (
+        (similarity == floor.similarity) & (position > floor.position)
+    )
+
+
+def best(candidates: Candidates, length: int) -> Candidates:
+    """Sort, drop what lies below the floor, and keep the first `length` of each list.
+
+    A list that is cut gets its last entry for a floor.
+    """
+    keep = ~is_below(
+        candidates.similarity,
+        candidates.position,
+        candidates.floor.only(candidates.centroid.astype(np.intp)),
+    )
+    centroid = candidates.centroid[keep]
+    similarity = candidates.similarity[keep]
+    position = candidates.position[keep]
+    order = np.lexsort((position, -similarity, centroid))
+    sorted_ = Candidates(centroid[order], similarity[order], position[order], candidates.floor)
+    starts = sorted_.starts()
+    rank = np.arange(len(order)) - starts[sorted_.centroid]
+    if len(rank) == 0 or rank.max() < length:
+        return sorted_
+    within = rank < length
+    cut = np.flatnonzero(np.diff(starts) > length)  # centroids
+    last = starts[cut] + length - 1
+    floor = Floor(sorted_.floor.similarity.copy(), sorted_.floor.position.copy())
+    floor.similarity[cut] = sorted_.similarity[last]
+    floor.position[cut] = sorted_.position[last]
+    return Candidates(
+        sorted_.centroid[within], sorted_.similarity[within], sorted_.position[within], floor
+    )
+
+
+def scan(
+    embeddings: NDArray[np.floating],
+    first: int,
+    centroids: Centroids,
+    *,
+    length: int,
+    floor: Floor,
+    after: Floor | None = None,
+) -> Candidates:
+    """The candidates of one block of images.
+
+    embeddings (n, D), unit rows; row i is at position first + i in plan order.
+    length: at most so many a list. floor: nothing below it is wanted. after: nothing at or above
+    it is wanted either (a list is being continued).
+
+    Raises NotUnit for a row that is no unit vector.
+    """
+    found = Candidates.none(floor)
+    fresh: list[Candidates] = []
+    waiting = 0
+    for start in range(0, len(embeddings), CHUNK_ROWS):
+        rows = widen(embeddings[start : start + CHUNK_ROWS])  # (c, D)
+        check_unit(np.sqrt(np.einsum("ij,ij->i", rows, rows)))
+        near = rows @ centroids.f32.T  # (c, K), within centroids.error of the truth
+        wanted = near >= _float32(found.floor.similarity - centroids.error, towards=-np.inf)
+        if after is not None:
+            wanted &= near <= _float32(after.similarity + centroids.error, towards=np.inf)
+        row_of, centroid_of = np.divmod(np.flatnonzero(wanted), centroids.k)
+        if len(row_of) == 0:
+            continue
+        similarity = exact_pairs(rows, centroids, row_of, centroid_of)
+        position = row_of + (first + start)
+        if after is not None:
+            new = is_below(similarity, position, after.only(centroid_of))
+            similarity, position, centroid_of = similarity[new], position[new], centroid_of[new]
+        fresh.append(Candidates(centroid_of.astype(np.int32), similarity, position, floor))
+        waiting += len(similarity)
+        if waiting > max(centroids.k * length, 1 << 16):
+            # Full lists have a higher floor from here on, and let less through
+            found = best(_joined([found, *fresh], found.floor), length)
+            fresh, waiting = [], 0
+    return best(_joined([found, *fresh], found.floor), length)
+
+
+def _float32(values: NDArray[np.float64], towards: float) -> NDArray[np.float32]:
+    return np.nextafter(values.astype(np.float32), np.float32(towards))
+
+
+def _joined(parts: list[Candidates], floor: Floor) -> Candidates:
+    return Candidates(
+        np.concatenate([part.centroid for part in parts]),
+        np.concatenate([part.similarity for part in parts]),
+        np.concatenate([part.position for part in parts]),
+        floor,
+    )

@@ -1,0 +1,125 @@
+"""The rounds of SimCore: each centroid takes its most similar image that no earlier round took.
+
+Source: Kim, Bae, Yun, "Coreset Sampling from Open-Set for Fine-Grained Self-Supervised Learning",
+CVPR 2023, Algorithm 1. Written on lists of candidates, which every centroid only walks down.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate.coreset.candidates import Candidates
+
+StoppedBecause = Literal["threshold", "budget", "open set used up"]
+
+
+@dataclass(frozen=True)
+class Round:
+    number: int  # from 1
+    objective: float  # f(S_t): the mean similarity of the centroids' picks
+    added: int  # images: |S_t|, or what the budget left of it
+    total: int  # |I| after it
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The coreset, sorted by (round, centroid): one entry an image, all arrays (|I|,)."""
+
+    position: NDArray[np.int64]  # in plan order
+    centroid: NDArray[np.int32]  # of those that took it in its round, the most similar
+    round: NDArray[np.int32]
+    similarity: NDArray[np.float64]
+    rounds: list[Round]
+    stopped_because: StoppedBecause
+    stopping_objective: float | None = None  # the f(S_t) under the threshold
+
+
+@dataclass(frozen=True)
+class RanOut:
+    """The lists end before the selection does. For each centroid, how much of its list is used."""
+
+    centroids: NDArray[np.intp]  # those that cannot pick
+    used: NDArray[np.float64]  # (K,), 0…1
+
+
+def run_rounds(
+    candidates: Candidates,
+    *,
+    tau: float | None,
+    reference_round: int,
+    budget: int | None,
+) -> Selection | RanOut:
+    """Run rounds until f(S_t) < tau · f(S_reference), the budget, or the end of the open set.
+
+    The round that falls under the threshold is not added. Of one that overshoots the budget the
+    most similar images are, ties by plan order.
+    """
+    k = candidates.k
+    starts = candidates.starts().tolist()
+    positions, image_of = np.unique(candidates.position, return_inverse=True)
+    image = image_of.tolist()  # dense ids: position is positions[id], in the same order
+    similarity = candidates.similarity.tolist()
+    endless = np.isneginf(candidates.floor.similarity)  # lists that hold the whole open set
+    taken = bytearray(len(positions))  # in an earlier round
+    at = starts[:k]  # where each centroid's walk stands
+    picks: list[tuple[int, int, int, float]] = []  # image, centroid, round, similarity
+    rounds: list[Round] = []
+    threshold = -math.inf
+
+    def selection(why: StoppedBecause, objective: float | None = None) -> Selection:
+        ids, centroid, number, value = zip(*picks, strict=True) if picks else ((),) * 4
+        return Selection(
+            positions[np.array(ids, np.intp)],
+            np.array(centroid, np.int32),
+            np.array(number, np.int32),
+            np.array(value, np.float64),
+            rounds,
+            why,
+            objective,
+        )
+
+    while budget is None or len(picks) < budget:
+        dry = []
+        for q in range(k):
+            i, end = at[q], starts[q + 1]
+            while i < end and taken[image[i]]:
+                i += 1
+            at[q] = i
+            if i == end:
+                dry.append(q)
+        if dry:
+            if endless[dry].any():
+                # A list of the whole open set is used up only when the open set is
+                return selection("open set used up")
+            ends = np.array(starts[1:])
+            lengths = np.maximum(ends - np.array(starts[:k]), 1)
+            return RanOut(np.array(dry, np.intp), 1 - (ends - np.array(at)) / lengths)
+        number = len(rounds) + 1
+        # fsum: the exact sum, rounded once, in whatever order the centroids stand
+        objective = math.fsum(similarity[at[q]] for q in range(k)) / k
+        if objective < threshold:
+            return selection("threshold", objective)
+        if tau is not None and number == reference_round:
+            threshold = tau * objective
+            if objective < threshold:  # a negative objective is under its own share
+                return selection("threshold", objective)
+
+        owner: dict[int, tuple[float, int]] = {}  # image → (similarity, centroid)
+        for q in range(k):
+            mine, value = image[at[q]], similarity[at[q]]
+            if mine not in owner or value > owner[mine][0]:
+                owner[mine] = (value, q)
+        added = list(owner)
+        if budget is not None and len(picks) + len(added) > budget:
+            added.sort(key=lambda mine: (-owner[mine][0], mine))
+            added = added[: budget - len(picks)]
+        for mine in sorted(added, key=lambda mine: owner[mine][1]):
+            taken[mine] = 1
+            picks.append((mine, owner[mine][1], number, owner[mine][0]))
+        rounds.append(Round(number, objective, len(added), len(picks)))
+    return selection("budget")

@@ -1,0 +1,261 @@
+"""Name → (module, feature_dim, preprocessing): the E of the algorithm, images to embeddings."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import io
+import json
+import pickle
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+
+from curate import storage
+from curate.config import EncoderSettings
+from curate.errors import CurateError, one_line
+
+StateDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Upright RGB uint8 → what the module takes."""
+
+    image_px: int
+    crop_fraction: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    module: nn.Module  # (N, 3, image_px, image_px) float → (N, feature_dim)
+    feature_dim: int
+    preprocessing: Preprocessing
+
+
+def build(settings: EncoderSettings) -> Encoder:
+    """The encoder with its weights: pretrained, from a checkpoint, or random by the seed.
+
+    Raises CurateError for an unknown backbone, an image size it cannot take, weights that cannot
+    be had, or a checkpoint of another architecture.
+    """
+    encoder = _architecture(settings, pretrained=settings.pretrained)
+    if settings.checkpoint:
+        _load_checkpoint(encoder.module, settings)
+    return encoder
+
+
+def rebuild(settings: EncoderSettings, weights: StateDict) -> Encoder:
+    """The same encoder on another machine, from weights that `build` brought there."""
+    encoder = _architecture(settings, pretrained=False)
+    encoder.module.load_state_dict(weights, strict=True)
+    return encoder
+
+
+def weights_hash(module: nn.Module) -> str:
+    """sha256 over every weight and buffer, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class Embedder:
+    """An encoder on its device: uint8 images → unit embeddings.
+
+    Float32 on CPU; bf16 autocast on a GPU. Both in channels_last, which is what their convolution
+    kernels want.
+    """
+
+    def __init__(self, encoder: Encoder, device: str, batch_size: int) -> None:
+        self.device = torch.device(device)
+        self.batch_size = batch_size
+        self.module = (
+            encoder.module.eval()
+            .requires_grad_(False)
+            .to(self.device)
+            .to(memory_format=torch.channels_last)
+        )
+        mean = torch.tensor(encoder.preprocessing.mean, device=self.device)
+        std = torch.tensor(encoder.preprocessing.std, device=self.device)
+        # (x/255 - mean) / std as one multiplication and one addition
+        self.scale = (1 / (255 * std)).view(1, 3, 1, 1)
+        self.shift = (-mean / std).view(1, 3, 1, 1)
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
+        """pixels (N, H, W, 3) → (N, D) float16 rows of unit norm, of NaN where there is none.
+
+        Out of GPU memory halves the batch, for good, down to a single image.
+        """
+        rows, start = [], 0
+        while start < len(pixels):
+            try:
+                rows.append(self._forward(pixels[start : start + self.batch_size]))
+            except torch.cuda.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise CurateError(
+                        "encoder: one image does not fit the GPU's memory; lower image_px"
+                    ) from None
+                self.batch_size //= 2
+                torch.cuda.empty_cache()
+                continue
+            start += len(rows[-1])
+        return np.concatenate(rows)
+
+    @torch.inference_mode()
+    def _forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
+        # A copy, since what Ray hands out is read-only and torch has no such tensors
+        batch = torch.from_numpy(pixels.copy()).to(self.device, non_blocking=True)
+        batch = batch.permute(0, 3, 1, 2).float()  # (N, 3, H, W), channels_last as it lies
+        batch = batch.mul_(self.scale).add_(self.shift)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            features = self.module(batch)
+        features = features.float()
+        norms = features.norm(dim=1, keepdim=True)
+        unit = torch.where(norms > 0, features / norms, torch.nan)  # a dead embedding has no side
+        return cast("NDArray[np.float16]", unit.half().cpu().numpy())
+
+
+def _architecture(settings: EncoderSettings, *, pretrained: bool) -> Encoder:
+    name, px = settings.backbone, settings.image_px
+    if not timm.is_model(name.split(".")[0]):
+        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+        raise CurateError(
+            f"encoder.backbone={name}: timm knows no such model; "
+            f"did you mean {' or '.join(close) or 'resnet50'}?"
+        )
+    torch.manual_seed(settings.seed)
+    defaults = timm.get_pretrained_cfg(name)
+    sized: dict[str, Any] = {"img_size": px} if defaults and defaults.fixed_input_size else {}
+    try:
+        module = timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
+        feature_dim = _feature_dim(module, px)
+    except AssertionError as error:
+        raise CurateError(
+            f"encoder.image_px={px}: {name} cannot take it: {one_line(error)}"
+        ) from error
+    except Exception as error:  # a model hub's client has many ways to fail
+        what = "pretrained=true: no weights" if pretrained else f"backbone={name}: not built"
+        raise CurateError(
+            f"encoder.{what}: {type(error).__name__}: {one_line(error, 200)}"
+        ) from error
+    config = cast("dict[str, Any]", module.pretrained_cfg)
+    return Encoder(
+        module,
+        feature_dim,
+        Preprocessing(
+            px,
+            settings.crop_fraction,
+            settings.mean or config["mean"],
+            settings.std or config["std"],
+        ),
+    )
+
+
+@torch.inference_mode()
+def _feature_dim(module: nn.Module, px: int) -> int:
+    patch = getattr(getattr(module, "patch_embed", None), "patch_size", None)
+    if patch and px % patch[0]:
+        raise AssertionError(f"not a multiple of its patches of {patch[0]} px")
+    features = module.eval()(torch.zeros(1, 3, px, px))
+    if features.ndim != 2:
+        raise AssertionError(f"its features have shape {tuple(features.shape)}, not (N, D)")
+    return int(features.shape[1])
+
+
+def _load_checkpoint(module: nn.Module, settings: EncoderSettings) -> None:
+    """Fill the module from a checkpoint file: a state dict as it is, or inside a trainer's own."""
+    path = str(settings.checkpoint)
+    state = _read_checkpoint(path, settings)
+    wanted = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
+    probe = next(iter(wanted))
+    prefixes = [key.removesuffix(probe) for key in state if key.endswith(probe)]
+    prefixes = [p for p in prefixes if not p or p.endswith(".")]
+    whole = [p for p in prefixes if all(p + key in state for key in wanted)]
+    named = f"encoder.checkpoint={path}"
+    if not whole:
+        missing = [key for key in wanted if key not in state]
+        raise CurateError(
+            f"{named}: not a {settings.backbone}: lacks {len(missing)} weights, "
+            f"first {', '.join(missing[:3])}; set encoder.backbone to its architecture"
+        )
+    if len(whole) > 1 and "" not in whole:
+        raise CurateError(
+            f"{named}: holds several encoders ({', '.join(whole)}); save the one that is meant"
+        )
+    prefix = "" if "" in whole else whole[0]
+    mine = {
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    }
+    tops = {key.split(".")[0] for key in wanted}
+    for key, value in mine.items():
+        if key in wanted and value.shape != wanted[key].shape:
+            raise CurateError(
+                f"{named}: {key} is {tuple(value.shape)}, and {tuple(wanted[key].shape)} in a "
+                f"{settings.backbone} at {settings.image_px} px; set encoder.backbone and image_px"
+            )
+        # A deeper network holds every weight of a shallower one, and more in the same places;
+        # a classifier or projector stands apart.
+        if key not in module.state_dict() and key.split(".")[0] in tops:
+            raise CurateError(
+                f"{named}: not a {settings.backbone}: has {key} as well; "
+                "set encoder.backbone to its architecture"
+            )
+    module.load_state_dict({k: v for k, v in mine.items() if k in wanted}, strict=False)
+
+
+def _read_checkpoint(path: str, settings: EncoderSettings) -> StateDict:
+    """Every tensor of a checkpoint by its name; nested dicts joined by dots."""
+    if path.endswith("/") or storage.exists(storage.join(path, "encoder.safetensors")):
+        path = storage.join(path, "encoder.safetensors")
+    try:
+        data = storage.read_bytes(path)
+        if path.endswith(".safetensors"):
+            state: StateDict = load_safetensors(data)
+        else:
+            state = _flatten(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    except FileNotFoundError:
+        raise CurateError(f"encoder.checkpoint={path}: no such file") from None
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise CurateError(
+            f"encoder.checkpoint={path}: not a checkpoint of weights alone: {one_line(error, 160)}"
+        ) from error
+    except SafetensorError as error:
+        raise CurateError(f"encoder.checkpoint={path}: damaged: {one_line(error)}") from error
+    if path.endswith("/encoder.safetensors"):
+        _check_card(path.removesuffix("safetensors") + "json", settings)
+    return state
+
+
+def _check_card(path: str, settings: EncoderSettings) -> None:
+    """The project's own checkpoints say in encoder.json what they are."""
+    if not storage.exists(path):
+        return
+    card = json.loads(storage.read_bytes(path))
+    if card.get("backbone", settings.backbone) != settings.backbone:
+        raise CurateError(
+            f"encoder.backbone={settings.backbone}: {path} says {card['backbone']}; use that"
+        )
+
+
+def _flatten(value: Any, prefix: str = "") -> StateDict:
+    if isinstance(value, Tensor):
+        return {prefix: value}
+    flat: StateDict = {}
+    if isinstance(value, dict):
+        # A trainer's wrapping is left out of the names, what it wraps keeps its own
+        for key, inner in value.items():
+            wrapper = not prefix and key in ("state_dict", "model", "model_state_dict")
+            name = "" if wrapper and isinstance(inner, dict) else f"{prefix}.{key}".lstrip(".")
+            flat.update(_flatten(inner, name))
+    return flat

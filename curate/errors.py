@@ -1,0 +1,13 @@
+"""The one exception that users are meant to read."""
+
+from __future__ import annotations
+
+
+class CurateError(Exception):
+    """A failure that the user can mend: one line that names the key or file, and the remedy."""
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """The message of any exception, folded into one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,95 @@
+"""What every kind of source deals in: units, the images in them, and reading single files."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from curate import storage
+from curate.errors import one_line
+
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff"})
+
+REMOTE_READS = 16  # single files in flight in one reader: latency, not bandwidth, is the limit
+REMOTE_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image before decoding: where it lies, and its bytes or why there are none."""
+
+    key: str  # unique enough inside its source to find the image again
+    uri: str
+    offset: int | None = None  # in an archive, bytes
+    size: int | None = None  # encoded, bytes
+    row: int | None = None  # in a Parquet file
+    label: str | None = None
+    data: bytes | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one reader takes at a time, and one file of embeddings holds.
+
+    Either `items` lists single files, or `uri` is an archive or table of which `start` to `stop`
+    is meant: rows of a Parquet file, images of a tar (`stop` None: to its end).
+    """
+
+    uri: str
+    items: tuple[Item, ...] | None = None
+    start: int = 0
+    stop: int | None = None
+
+    @property
+    def images(self) -> int | None:
+        """How many images there will be, where that is known before reading."""
+        if self.items is not None:
+            return len(self.items)
+        return None if self.stop is None else self.stop - self.start
+
+
+def file_units(uri: str, items: list[Item], unit_images: int) -> list[Unit]:
+    """Single files cut into units."""
+    return [
+        Unit(uri, items=tuple(items[start : start + unit_images]))
+        for start in range(0, len(items), unit_images)
+    ]
+
+
+def read_files(items: Iterable[Item]) -> Iterator[Item]:
+    """Fill in the bytes of single files, in order; remote ones several at a time."""
+    waiting = iter(items)
+    first = next(waiting, None)
+    if first is None:
+        return
+    if storage.is_local(first.uri):
+        yield _read_file(first)
+        yield from map(_read_file, waiting)
+        return
+    with ThreadPoolExecutor(REMOTE_READS) as pool:
+        in_flight: deque[Future[Item]] = deque([pool.submit(_read_file, first)])
+        in_flight.extend(
+            pool.submit(_read_file, item) for item in islice(waiting, 2 * REMOTE_READS)
+        )
+        while in_flight:
+            yield in_flight.popleft().result()
+            in_flight.extend(pool.submit(_read_file, item) for item in islice(waiting, 1))
+
+
+def _read_file(item: Item) -> Item:
+    """The item with its bytes, or with the reason why it has none."""
+    tries = 1 if storage.is_local(item.uri) else REMOTE_TRIES
+    while True:
+        tries -= 1
+        try:
+            data = storage.read_bytes(item.uri)
+            return replace(item, data=data, size=len(data))
+        except FileNotFoundError:
+            return replace(item, error="no such file")
+        except Exception as error:  # whatever a filesystem raises is this one image's trouble
+            if tries <= 0:
+                return replace(item, error=f"{type(error).__name__}: {one_line(error, 200)}")
