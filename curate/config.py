@@ -137,6 +137,8 @@ class CoresetSettings(Settings):
             raise ValueError(f"labels are for method oracle, not {self.method}")
         if self.method == "random" and self.budget is None and self.budget_times_target is None:
             raise ValueError("method random needs a budget")
+        if self.method == "all" and (self.budget, self.budget_times_target) != (None, None):
+            raise ValueError("method all takes everything; leave out the budget")
         return self
 
 

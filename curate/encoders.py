@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from curate import storage
@@ -41,6 +42,11 @@ class Encoder:
     feature_dim: int
     preprocessing: Preprocessing
 
+    def save(self, uri: str) -> None:
+        """Its weights as safetensors."""
+        state = {name: value.contiguous() for name, value in self.module.state_dict().items()}
+        storage.write_bytes(uri, save_safetensors(state))
+
 
 def build(settings: EncoderSettings) -> Encoder:
     """The encoder with its weights: pretrained, from a checkpoint, or random by the seed.
@@ -54,10 +60,10 @@ def build(settings: EncoderSettings) -> Encoder:
     return encoder
 
 
-def rebuild(settings: EncoderSettings, weights: StateDict) -> Encoder:
-    """The same encoder on another machine, from weights that `build` brought there."""
+def rebuild(settings: EncoderSettings, uri: str) -> Encoder:
+    """The same encoder on another machine, from the weights that `save` left at `uri`."""
     encoder = _architecture(settings, pretrained=False)
-    encoder.module.load_state_dict(weights, strict=True)
+    encoder.module.load_state_dict(load_safetensors(storage.read_bytes(uri)), strict=True)
     return encoder
 
 

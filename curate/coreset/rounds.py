@@ -31,12 +31,17 @@ class Selection:
     """The coreset, sorted by (round, centroid): one entry an image, all arrays (|I|,)."""
 
     position: NDArray[np.int64]  # in plan order
-    centroid: NDArray[np.int32]  # of those that took it in its round, the most similar
-    round: NDArray[np.int32]
-    similarity: NDArray[np.float64]
+    centroid: NDArray[np.int32] | None  # of those that took it in its round, the most similar
+    round: NDArray[np.int32] | None
+    similarity: NDArray[np.float64] | None
     rounds: list[Round]
     stopped_because: StoppedBecause
     stopping_objective: float | None = None  # the f(S_t) under the threshold
+
+    @staticmethod
+    def of_baseline(position: NDArray[np.int64], stopped_because: StoppedBecause) -> Selection:
+        """A selection by other means than rounds: it has positions and nothing else."""
+        return Selection(position, None, None, None, [], stopped_because)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,138 @@
+"""The command line: `curate run`, `curate select`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+
+from curate import __version__
+from curate.errors import CurateError, one_line
+
+log = logging.getLogger("curate")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 only when the stage did all it should; 2 for wrong usage, 1 for the rest."""
+    options = _parser().parse_args(arguments)
+    return guarded(options, options.command)
+
+
+def guarded(options: argparse.Namespace, command) -> int:  # type: ignore[no-untyped-def]
+    """Run a command; a failure is one line on stderr, a traceback only with --debug."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
+    )
+    for noisy in ("httpx", "huggingface_hub", "timm", "botocore", "aiobotocore", "faiss"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    if not options.verbose:
+        warnings.simplefilter("ignore")
+    try:
+        command(options)
+    except CurateError as error:
+        if options.debug:
+            raise
+        print(f"curate: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("curate: interrupted; run the same command to go on", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if options.debug:
+            raise
+        print(
+            f"curate: {type(error).__name__}: {one_line(error)} (--debug shows where)",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="curate", description="Select the coreset worth pretraining on, from any open set."
+    )
+    parser.add_argument("--version", action="version", version=f"curate {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="from sources to a coreset manifest")
+    run.add_argument("config", metavar="CONFIG", help="YAML, on any filesystem")
+    add_run_options(run)
+    run.set_defaults(command=run_command)
+
+    select = commands.add_parser("select", help="the same selection, on embeddings of your own")
+    select.add_argument("--embeddings", required=True, nargs="+", metavar="PATTERN")
+    select.add_argument("--centroids", required=True, metavar="FILE", help=".npy (K, D), unit rows")
+    select.add_argument("--output", required=True, metavar="FILE", help="the manifest, .parquet")
+    select.add_argument("--tau", type=_tau, default=0.95, help="0…1, or none (default 0.95)")
+    select.add_argument("--reference-round", type=int, default=1, metavar="T")
+    select.add_argument("--budget", type=_budget, help="images, or a fraction as in 0.05")
+    _add_common(select)
+    select.set_defaults(command=_select_command)
+    return parser
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """What `curate run` and jobs/curate.py have in common."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in coreset.tau=0.9")
+    parser.add_argument("--fresh", action="store_true", help="start over; remove an earlier run")
+    _add_common(parser)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--address", help="of a Ray cluster (default: RAY_ADDRESS, or local)")
+    parser.add_argument("--verbose", action="store_true", help="Ray's own output too")
+    parser.add_argument("--debug", action="store_true", help="tracebacks")
+
+
+def run_command(options: argparse.Namespace) -> None:
+    # The config first: a wrong key is told at once, not after seconds of imports
+    from curate.config import load
+
+    settings = load(options.config, options.overrides)
+    from curate import session
+    from curate.run import run
+    from curate.summary import table_of
+
+    session.connect(options.address, verbose=options.verbose)
+    summary = run(settings, fresh=options.fresh)
+    print(table_of(summary, settings.output))
+
+
+def _select_command(options: argparse.Namespace) -> None:
+    from curate import session
+    from curate.select import select_files
+
+    session.connect(options.address, verbose=options.verbose)
+    print(
+        select_files(
+            options.embeddings,
+            options.centroids,
+            options.output,
+            tau=options.tau,
+            reference_round=options.reference_round,
+            budget=options.budget,
+        )
+    )
+
+
+def _tau(text: str) -> float | None:
+    if text == "none":
+        return None
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be between 0 and 1, or none")
+    return value
+
+
+def _budget(text: str) -> int | float:
+    value = int(text) if text.isdigit() else float(text)
+    if value < 0 or (isinstance(value, float) and value > 1):
+        raise argparse.ArgumentTypeError(f"{text}: a whole number of images, or a fraction to 1.0")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,400 @@
+"""Plan units → embedding shards + rejects, on Ray Data.
+
+    units ── read tasks (CPU) ──> parts of uint8 pixels ── actor pool (GPU or CPU) ──> shards
+
+Reading, decoding and resizing happen in the read tasks; full-size images never enter the object
+store. An actor normalises, embeds, and writes. A unit is usually one part; a large tar flows as
+several, which are joined into its one file when the last has come.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+import torch
+from numpy.typing import NDArray
+from ray import ObjectRef
+from ray.data import ActorPoolStrategy, DataContext
+
+from curate import plan as plans
+from curate import shards, storage
+from curate.config import EmbedSettings, EncoderSettings, ImageSettings, RunSettings, SourceSettings
+from curate.encoders import Embedder, Encoder, Preprocessing, rebuild
+from curate.errors import CurateError
+from curate.images import Refused, decode, resize_crop
+from curate.plan import PlannedUnit
+from curate.progress import Progress
+from curate.session import cause_of
+from curate.sources import Item, read_unit
+
+PART_BYTES = 160 << 20  # of pixels: 1,000 images of 224 px
+CPU_THREADS = 4  # of one CPU actor; beyond that, more actors scale better than more threads
+UNITS_PER_BLOCK = 1024  # a plan of a million units is a thousand blocks
+COUNTED_AT_ONCE = 256  # units one counting task opens
+
+
+@dataclass(frozen=True)
+class UnitCount:
+    """seen: items that the reader met; each must be embedded or rejected."""
+
+    seen: int
+    embedded: int
+    rejected: int
+
+
+def embed(
+    settings: RunSettings, encoder: Encoder, plan: list[PlannedUnit], progress_name: str = "embed"
+) -> Progress:
+    """Embed every unit that is not done yet.
+
+    Raises CurateError for what stops the whole job; single images are rejected instead.
+    """
+    output = settings.output
+    done = {
+        set_name: storage.names_in(storage.join(output, "embeddings", set_name))
+        for set_name in ("target", "open")
+    }
+    pending = [
+        unit for unit in plan if os.path.basename(unit.embeddings_uri(output)) not in done[unit.set]
+    ]
+    with Progress(progress_name, len(plan), len(plan) - len(pending)) as progress:
+        if pending:
+            _embed_pending(settings, encoder, pending, progress)
+    return progress
+
+
+def count(settings: RunSettings, plan: list[PlannedUnit]) -> list[UnitCount]:
+    """What came of every unit, read back from its files."""
+    slices = [plan[i : i + COUNTED_AT_ONCE] for i in range(0, len(plan), COUNTED_AT_ONCE)]
+    results = ray.get([_count_units.remote(settings.output, units) for units in slices])
+    return [result for group in results for result in group]
+
+
+@ray.remote
+def _count_units(output: str, units: list[PlannedUnit]) -> list[UnitCount]:
+    rejects = storage.names_in(storage.join(output, "rejected"))
+    counts = []
+    for unit in units:
+        table = shards.read_arrow(unit.embeddings_uri(output))
+        rejected_uri = unit.rejected_uri(output)
+        rejected = 0
+        if os.path.basename(rejected_uri) in rejects:
+            rejected = shards.count_rows(rejected_uri)
+        seen = json.loads(table.schema.metadata[b"curate"])["seen"]
+        counts.append(UnitCount(seen, table.num_rows, rejected))
+    return counts
+
+
+def weights_uri(output: str) -> str:
+    return storage.join(output, "encoder.safetensors")
+
+
+def _embed_pending(
+    settings: RunSettings, encoder: Encoder, pending: list[PlannedUnit], progress: Progress
+) -> None:
+    for set_name in ("target", "open"):  # parts of an earlier run that was cut short
+        storage.remove_tree(storage.join(settings.output, "embeddings", set_name, ".parts"))
+    # By a file, not through the object store: an actor restarted after its node was lost needs it
+    encoder.save(weights_uri(settings.output))
+    resources = _resources(settings.embed)
+    table = plans.to_table(pending)
+    per_block = -(-len(pending) // UNITS_PER_BLOCK)
+    blocks = [table.slice(i, per_block) for i in range(0, len(pending), per_block)]
+    # A part is one row, and soon a block of its own: what is read flows on at once
+    DataContext.get_current().target_max_block_size = 1 << 20
+    dataset = (
+        ray.data.from_arrow(blocks)
+        .map_batches(
+            read_parts,  # type: ignore[arg-type]
+            batch_size=1,
+            batch_format="pyarrow",
+            num_cpus=resources.reader_cpus,
+            fn_kwargs={
+                "output": settings.output,
+                "sources": {
+                    ("target", settings.target.name): settings.target,
+                    **{("open", source.name): source for source in settings.open},
+                },
+                "images": settings.images,
+                "preprocessing": encoder.preprocessing,
+            },
+        )
+        .map_batches(
+            EmbedParts,
+            batch_size=None,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.actors),
+            num_cpus=resources.actor_cpus,
+            num_gpus=resources.actor_gpus,
+            fn_constructor_kwargs={
+                "settings": settings.encoder,
+                "weights_uri": weights_uri(settings.output),
+                "batch_size": settings.embed.batch_size,
+            },
+        )
+    )
+    try:
+        _follow(dataset, settings.output, {unit.number: unit for unit in pending}, progress)
+    except CurateError:
+        raise
+    except Exception as error:
+        cause = cause_of(error)
+        if cause is not None:
+            raise cause from None
+        raise
+
+
+def _follow(
+    dataset: ray.data.Dataset, output: str, pending: dict[int, PlannedUnit], progress: Progress
+) -> None:
+    """Drive the dataset, and join the files of units that came in several parts."""
+    parts_done: dict[int, int] = {}
+    parts_all: dict[int, int] = {}
+    joining: list[ObjectRef] = []
+    for row in dataset.iter_rows():
+        number = row["unit"]
+        parts_done[number] = parts_done.get(number, 0) + 1
+        if row["last"]:
+            parts_all[number] = row["part"] + 1
+        complete = parts_done[number] == parts_all.get(number)
+        if complete and parts_all[number] > 1:
+            unit = pending[number]
+            shard, rejected = unit.embeddings_uri(output), unit.rejected_uri(output)
+            joining.append(join_parts.remote(shard, rejected, parts_all[number]))
+        progress.add(images=row["images"], units=int(complete))
+    ray.get(joining)
+    lost = [n for n in pending if n not in parts_all or parts_done[n] != parts_all[n]]
+    if lost:
+        raise CurateError(f"{len(lost)} units did not come back, first {lost[0]}; run again")
+
+
+# Reading
+
+
+def read_parts(
+    batch: pa.Table,
+    output: str,
+    sources: dict[tuple[str, str], SourceSettings],
+    images: ImageSettings,
+    preprocessing: Preprocessing,
+) -> Iterator[pa.Table]:
+    """Rows of the plan → rows of parts: decoded pixels, and what is known of each image."""
+    side = preprocessing.image_px
+    capacity = max(1, PART_BYTES // (side * side * 3))
+    for planned in plans.from_table(batch):
+        part = _Part(planned, output, 0, capacity, side)
+        for item in read_unit(sources[planned.set, planned.source], planned.unit):
+            if part.full:
+                yield part.to_table(last=False)
+                part = _Part(planned, output, part.number + 1, capacity, side)
+            _decode_into(part, item, images, preprocessing)
+        yield part.to_table(last=True)
+
+
+def _decode_into(
+    part: _Part, item: Item, images: ImageSettings, preprocessing: Preprocessing
+) -> None:
+    if item.data is None:
+        part.reject(item, "read", item.error or "no bytes")
+        return
+    resized_px = round(preprocessing.image_px / preprocessing.crop_fraction)
+    try:
+        decoded = decode(
+            item.data, min_px=images.min_px, max_pixels=images.max_pixels, target_px=resized_px
+        )
+    except Refused as reason:
+        part.reject(item, "decode", str(reason))
+        return
+    pixels = resize_crop(decoded.rgb, preprocessing.image_px, preprocessing.crop_fraction)
+    part.add(item, decoded.width, decoded.height, pixels)
+
+
+class _Part:
+    """Images of one unit on their way to an actor: at most `capacity` of them."""
+
+    def __init__(
+        self, planned: PlannedUnit, output: str, number: int, capacity: int, side: int
+    ) -> None:
+        self.planned, self.output, self.number = planned, output, number
+        self.capacity, self.side = capacity, side
+        self.pixels: list[NDArray[np.uint8]] = []
+        self.images: list[dict[str, Any]] = []
+        self.rejects: list[dict[str, Any]] = []
+
+    @property
+    def full(self) -> bool:
+        return len(self.images) + len(self.rejects) >= self.capacity
+
+    def add(self, item: Item, width: int, height: int, pixels: NDArray[np.uint8]) -> None:
+        assert item.data is not None
+        self.pixels.append(pixels)
+        self.images.append(
+            {
+                "key": item.key,
+                "uri": item.uri,
+                "offset": item.offset,
+                "size": item.size,
+                "row": item.row,
+                "label": item.label,
+                "width": width,
+                "height": height,
+                "sha256": hashlib.sha256(item.data).hexdigest(),
+            }
+        )
+
+    def reject(self, item: Item, stage: str, reason: str) -> None:
+        self.rejects.append(_reject(self.planned.source, item.key, item.uri, stage, reason))
+
+    def to_table(self, *, last: bool) -> pa.Table:
+        shape = (len(self.pixels), self.side, self.side, 3)
+        pixels = np.stack(self.pixels) if self.pixels else np.empty(shape, np.uint8)
+        return pa.table(
+            {
+                "unit": [self.planned.number],
+                "source": [self.planned.source],
+                "shard": [self.planned.embeddings_uri(self.output)],
+                "rejected": [self.planned.rejected_uri(self.output)],
+                "part": [self.number],
+                "last": [last],
+                "pixels": _one_binary(pixels),
+                "images": [_to_ipc(pa.Table.from_pylist(self.images, shards.IMAGE_SCHEMA))],
+                "rejects": [_to_ipc(pa.Table.from_pylist(self.rejects, shards.REJECT_SCHEMA))],
+            }
+        )
+
+
+def _reject(source: str, key: str, uri: str, stage: str, reason: str) -> dict[str, Any]:
+    return {"source": source, "key": key, "uri": uri, "stage": stage, "reason": reason}
+
+
+def _one_binary(pixels: NDArray[np.uint8]) -> pa.Array:
+    """A column of one row that holds the array's bytes, without copying them."""
+    ends = pa.py_buffer(np.array([0, pixels.nbytes], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(pixels)])
+
+
+def _to_ipc(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+# Embedding
+
+
+class EmbedParts:
+    """An actor of the pool: parts in, shards written, a row of counts out."""
+
+    def __init__(self, settings: EncoderSettings, weights_uri: str, batch_size: int) -> None:
+        gpu = bool(ray.get_gpu_ids())
+        if not gpu:
+            torch.set_num_threads(min(CPU_THREADS, os.cpu_count() or 1))
+        encoder = rebuild(settings, weights_uri)
+        self.side = settings.image_px
+        self.embedder = Embedder(encoder, "cuda" if gpu else "cpu", batch_size)
+        self.width = encoder.feature_dim
+
+    def __call__(self, parts: pa.Table) -> pa.Table:
+        return pa.Table.from_pylist([self._embed(parts.slice(i, 1)) for i in range(len(parts))])
+
+    def _embed(self, part: pa.Table) -> dict[str, Any]:
+        row = {name: part.column(name)[0] for name in part.column_names}
+        images = pa.ipc.open_stream(row["images"].as_py()).read_all()
+        rejects = pa.ipc.open_stream(row["rejects"].as_py()).read_all()
+        seen = len(images) + len(rejects)
+        pixels = np.frombuffer(row["pixels"].as_buffer(), np.uint8)
+        pixels = pixels.reshape(-1, self.side, self.side, 3)  # (N, H, W, 3)
+        embeddings = self.embedder(pixels) if len(pixels) else np.empty((0, self.width), np.float16)
+        source, shard = row["source"].as_py(), row["shard"].as_py()
+        good = np.isfinite(embeddings).all(axis=1)
+        if not good.all():
+            rejects = pa.concat_tables([rejects, _dead(source, images.filter(pa.array(~good)))])
+            images, embeddings = images.filter(pa.array(good)), embeddings[good]
+        table = shards.table_of(images, embeddings)
+        number, last = row["part"].as_py(), row["last"].as_py()
+        if number == 0 and last:
+            _write_unit(shard, row["rejected"].as_py(), seen, table, rejects)
+        else:
+            shards.write_parquet(_part_uri(shard, number, "parquet"), rejects)
+            shards.write_arrow(_part_uri(shard, number, "arrow"), table)
+        return {"unit": row["unit"].as_py(), "part": number, "last": last, "images": seen}
+
+
+def _dead(source: str, images: pa.Table) -> pa.Table:
+    """Rejects for images whose embedding is zero or not finite."""
+    reason = "the encoder gives it no finite embedding"
+    rows = images.select(["key", "uri"]).to_pylist()
+    return pa.Table.from_pylist(
+        [_reject(source, row["key"], row["uri"], "embed", reason) for row in rows],
+        shards.REJECT_SCHEMA,
+    )
+
+
+@ray.remote
+def join_parts(shard: str, rejected: str, parts: int) -> None:
+    """The parts of one unit into its files."""
+    tables, rejects = [], []
+    for number in range(parts):
+        tables.append(shards.read_arrow(_part_uri(shard, number, "arrow")))
+        with storage.open_seekable(_part_uri(shard, number, "parquet")) as file:
+            rejects.append(pq.read_table(file))
+    table, refused = pa.concat_tables(tables), pa.concat_tables(rejects)
+    _write_unit(shard, rejected, len(table) + len(refused), table, refused)
+
+
+def _write_unit(shard: str, rejected: str, seen: int, table: pa.Table, rejects: pa.Table) -> None:
+    """The embeddings come last: where they are, the unit is done."""
+    if len(rejects):
+        shards.write_parquet(rejected, rejects)
+    note = {b"curate": json.dumps({"seen": seen}).encode()}
+    shards.write_arrow(shard, table.replace_schema_metadata(note))
+
+
+def _part_uri(shard: str, number: int, kind: str) -> str:
+    """In a folder of its own, so that no pattern over the shards meets a part."""
+    folder, _, name = shard.rpartition("/")
+    return storage.join(folder, ".parts", f"{name.removesuffix('.arrow')}-{number:04d}.{kind}")
+
+
+# Placement
+
+
+@dataclass(frozen=True)
+class _Resources:
+    actors: int
+    min_actors: int
+    actor_cpus: float
+    actor_gpus: float
+    reader_cpus: float
+
+
+def _resources(settings: EmbedSettings) -> _Resources:
+    """One actor a GPU where there are any, else one every CPU_THREADS CPUs; readers take the rest.
+
+    Actors never claim the last CPU: what feeds them needs one.
+    """
+    cluster = ray.cluster_resources()
+    gpus, cpus = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 1))
+    if settings.device == "gpu" and not gpus and settings.workers is None:
+        raise CurateError(
+            "embed.device=gpu: the cluster has no GPU yet; set embed.workers to how many it "
+            "should scale up to"
+        )
+    if settings.device == "gpu" or (settings.device == "auto" and gpus):
+        actors = settings.workers or gpus
+        fixed = actors <= gpus
+        return _Resources(actors, actors if fixed else 1, 0, 1, 1)
+    actors = settings.workers or max(1, cpus // CPU_THREADS)
+    actor_cpus = min(CPU_THREADS / 2, cpus / 2 / actors)
+    return _Resources(actors, actors, actor_cpus, 0, min(1.0, cpus / 2))

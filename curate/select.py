@@ -1,0 +1,94 @@
+"""The selection alone, on embeddings and centroids from anywhere."""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from curate import __version__, manifest, shards, storage
+from curate.coreset.distributed import Limits, select
+from curate.errors import CurateError, one_line
+from curate.shards import Shard
+
+log = logging.getLogger(__name__)
+
+
+def select_files(
+    patterns: list[str],
+    centroids_uri: str,
+    output: str,
+    *,
+    tau: float | None,
+    reference_round: int,
+    budget: int | float | None,
+) -> str:
+    """Write the manifest of the coreset, and return a line on what came of it.
+
+    patterns: `.npy`, Arrow IPC or Parquet with an `embedding` column of unit rows. Plan order is
+    files by name, then rows. A float budget is a fraction of all rows.
+    """
+    start = time.monotonic()
+    if reference_round < 1:
+        raise CurateError(f"--reference-round {reference_round}: rounds count from 1")
+    centroids = read_centroids(centroids_uri)
+    files = [file.uri for file in storage.expand(patterns)]
+    if not files:
+        raise CurateError(f"--embeddings {' '.join(patterns)}: no such files; quote the pattern")
+    rows = ray.get([_count.remote(files[i : i + 64]) for i in range(0, len(files), 64)])
+    shard_list: list[Shard] = []
+    first = 0
+    for uri, n in zip(files, (n for group in rows for n in group), strict=True):
+        if n:
+            shard_list.append(Shard(uri, 0, n, first))
+        first += n
+    if isinstance(budget, float):
+        budget = round(budget * first)
+    selection = select(
+        shard_list,
+        centroids,
+        Limits(tau, reference_round, budget),
+        on_refill=lambda lists, length: log.info("%d lists refilled to %d", lists, length),
+    )
+    # An embedding file of another's making names no source; its own name stands for it
+    names = [shard.uri.rpartition("/")[2] for shard in shard_list]
+    table = manifest.of_selection(shard_list, names, selection)
+    manifest.write(
+        output,
+        table,
+        {
+            "curate": __version__,
+            "method": "simcore",
+            "coreset": {"tau": tau, "reference_round": reference_round, "budget": budget},
+            "selected": len(table),
+            "stopped_because": selection.stopped_because,
+        },
+    )
+    return (
+        f"{len(table):,} of {first:,} images in {len(selection.rounds):,} rounds, stopped by: "
+        f"{selection.stopped_because}, {time.monotonic() - start:.1f} s: {output}"
+    )
+
+
+@ray.remote
+def _count(uris: list[str]) -> list[int]:
+    return [shards.count_rows(uri) for uri in uris]
+
+
+def read_centroids(uri: str) -> NDArray[np.floating]:
+    """A (K, D) matrix from a .npy file. Raises CurateError naming it."""
+    try:
+        centroids = np.load(io.BytesIO(storage.read_bytes(uri)))
+    except FileNotFoundError:
+        raise CurateError(f"{uri}: no such file") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise CurateError(f"{uri}: not a .npy file: {one_line(error, 160)}") from error
+    if centroids.ndim != 2 or centroids.dtype.kind != "f" or len(centroids) == 0:
+        raise CurateError(
+            f"{uri}: centroids are a float matrix (K, D), not {centroids.dtype} {centroids.shape}"
+        )
+    return centroids

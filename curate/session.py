@@ -1,0 +1,74 @@
+"""The Ray that a run uses: the cluster it was submitted to, or one embedded in this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import ray
+from ray.data import DataContext
+
+from curate.errors import CurateError, one_line
+
+STUCK_AFTER_S = 600
+
+
+def connect(address: str | None = None, *, verbose: bool = False) -> None:
+    """Join the cluster at `address` or RAY_ADDRESS, as every submitted job does, or start a local
+    Ray; do nothing where this process has one already.
+
+    Raises CurateError where no cluster answers.
+    """
+    if not verbose:
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning
+        os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of its C++ half, to our stderr
+    level = logging.INFO if verbose else logging.ERROR
+    if not ray.is_initialized():
+        address = address or os.environ.get("RAY_ADDRESS")
+        try:
+            if address:
+                ray.init(address=address, logging_level=level, log_to_driver=verbose)
+            else:
+                # Two logical CPUs more than a small machine has: Ray Data reserves one for each of
+                # its operators, and would leave the other idle (measured: a third of the time).
+                ray.init(
+                    num_cpus=max(4, os.cpu_count() or 1),
+                    include_dashboard=False,
+                    runtime_env={"env_vars": {"PYTHONPATH": _import_path()}},
+                    logging_level=level,
+                    log_to_driver=verbose,
+                )
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            where = f"at {address}" if address else "on this machine"
+            raise CurateError(f"no Ray {where}: {one_line(error)}") from error
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(level)
+    context = DataContext.get_current()
+    context.enable_progress_bars = verbose
+    # A pool of actors that holds every CPU can starve what feeds it; half an hour is too long a
+    # silence before saying so.
+    context.execution_no_progress_timeout_s = STUCK_AFTER_S
+
+
+def cause_of(error: BaseException) -> CurateError | None:
+    """The CurateError that a task or actor raised, from under what Ray wrapped around it."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        current = waiting.pop()
+        if current is None or id(current) in seen:
+            continue
+        if type(current) is CurateError:
+            return current
+        seen.add(id(current))
+        waiting += [getattr(current, "cause", None), current.__cause__, current.__context__]
+    return None
+
+
+def _import_path() -> str:
+    """Workers import the package from where this process did, installed or not."""
+    root = str(Path(__file__).resolve().parents[1])
+    inherited = os.environ.get("PYTHONPATH")
+    return f"{root}:{inherited}" if inherited else root

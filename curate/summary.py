@@ -1,0 +1,43 @@
+"""The table that ends a run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from curate import storage
+
+
+def table_of(summary: dict[str, Any], output: str) -> str:
+    """summary.json as text."""
+    lines = [f"{'source':<24}{'seen':>12}{'embedded':>12}{'rejected':>12}{'selected':>12}"]
+    for set_name, rows in summary["sources"].items():
+        for name, row in rows.items():
+            shown = name if set_name == "open" else f"{name} (target)"
+            selected = f"{row['selected']:,}" if set_name == "open" else "–"
+            lines.append(
+                f"{shown:<24}{row['seen']:>12,}{row['embedded']:>12,}{row['rejected']:>12,}"
+                f"{selected:>12}"
+            )
+    if summary["rounds"]:
+        stopped = summary["stopped_because"]
+        if summary["stopping_objective"] is not None:
+            stopped += f" (the next round's is {summary['stopping_objective']:.4f})"
+        lines.append(
+            f"\n{summary['rounds']:,} rounds, f(S_1) = {summary['first_objective']:.4f}, "
+            f"f(S_last) = {summary['last_objective']:.4f}, stopped by: {stopped}"
+        )
+    else:
+        lines.append(
+            f"\nmethod {summary['coreset']['method']}, stopped by: {summary['stopped_because']}"
+        )
+    stages = ", ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items())
+    lines.append(f"seconds: {stages}")
+    if summary["images_per_s"]:
+        lines.append(
+            f"embedded {summary['embedded_now']:,} images at {summary['images_per_s']:,.0f} "
+            "images/s, start of the workers included"
+        )
+    lines.append(
+        f"manifest: {storage.join(output, 'coreset.parquet')} ({summary['selected']:,} images)"
+    )
+    return "\n".join(lines)
