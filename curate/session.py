@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import ray
@@ -28,18 +30,8 @@ def connect(address: str | None = None, *, verbose: bool = False) -> None:
     if not ray.is_initialized():
         address = address or os.environ.get("RAY_ADDRESS")
         try:
-            if address:
-                ray.init(address=address, logging_level=level, log_to_driver=verbose)
-            else:
-                # Two logical CPUs more than a small machine has: Ray Data reserves one for each of
-                # its operators, and would leave the other idle (measured: a third of the time).
-                ray.init(
-                    num_cpus=max(4, os.cpu_count() or 1),
-                    include_dashboard=False,
-                    runtime_env={"env_vars": {"PYTHONPATH": _import_path()}},
-                    logging_level=level,
-                    log_to_driver=verbose,
-                )
+            with _quiet_stderr(not verbose):
+                _init(address, level, verbose)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = f"at {address}" if address else "on this machine"
             raise CurateError(f"no Ray {where}: {one_line(error)}") from error
@@ -50,6 +42,38 @@ def connect(address: str | None = None, *, verbose: bool = False) -> None:
     # A pool of actors that holds every CPU can starve what feeds it; half an hour is too long a
     # silence before saying so.
     context.execution_no_progress_timeout_s = STUCK_AFTER_S
+
+
+def _init(address: str | None, level: int, verbose: bool) -> None:
+    if address:
+        ray.init(address=address, logging_level=level, log_to_driver=verbose)
+        return
+    # Two logical CPUs more than a small machine has: Ray Data reserves one for each of its
+    # operators, and would leave the other idle (measured: a third of the time).
+    ray.init(
+        num_cpus=max(4, os.cpu_count() or 1),
+        include_dashboard=False,
+        runtime_env={"env_vars": {"PYTHONPATH": _import_path()}},
+        logging_level=level,
+        log_to_driver=verbose,
+    )
+
+
+@contextmanager
+def _quiet_stderr(quiet: bool) -> Iterator[None]:
+    """Ray's C++ half writes to file descriptor 2 itself, first of all that it was told to be quiet.
+    What goes wrong comes as an exception."""
+    if not quiet:
+        yield
+        return
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def cause_of(error: BaseException) -> CurateError | None:

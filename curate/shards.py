@@ -159,14 +159,21 @@ def _parquet_embeddings(shard: Shard) -> Iterator[NDArray[np.floating]]:
     with storage.open_seekable(shard.uri) as file:
         table = pq.ParquetFile(file)
         _with_embedding(shard.uri, table.schema_arrow.empty_table())
-        row, stop = 0, shard.start + shard.rows
-        for batch in table.iter_batches(ROWS_AT_ONCE, columns=["embedding"]):
+        # Only the row groups that the range touches: a large file is shared out among tasks
+        ends = np.cumsum([table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)])
+        stop = shard.start + shard.rows
+        groups = range(
+            int(np.searchsorted(ends, shard.start, side="right")),
+            min(int(np.searchsorted(ends, stop)) + 1, len(ends)),
+        )
+        if not groups:
+            return
+        row = int(ends[groups[0] - 1]) if groups[0] else 0
+        for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=["embedding"]):
             low, high = max(shard.start - row, 0), min(stop - row, batch.num_rows)
             if low < high:
                 yield _matrix(shard.uri, batch.column(0).slice(low, high - low))
             row += batch.num_rows
-            if row >= stop:
-                return
 
 
 def _matrix(uri: str, column: pa.Array) -> NDArray[np.floating]:
@@ -189,4 +196,4 @@ def _matrix(uri: str, column: pa.Array) -> NDArray[np.floating]:
         widths = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
         if len(widths) > 1:
             raise CurateError(f"{uri}: embeddings of differing widths")
-    return flat.to_numpy(zero_copy_only=False).reshape(len(column), -1)
+    return np.from_dlpack(flat).reshape(len(column), -1)  # to_numpy() would import pandas

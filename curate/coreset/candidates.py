@@ -116,14 +116,14 @@ def scan(
     length: at most so many a list. floor: nothing below it is wanted. after: nothing at or above
     it is wanted either (a list is being continued).
 
-    Raises NotUnit for a row that is no unit vector.
+    Raises NotUnit for a row of the block that is no unit vector.
     """
     found = Candidates.none(floor)
     fresh: list[Candidates] = []
     waiting = 0
     for start in range(0, len(embeddings), CHUNK_ROWS):
         rows = widen(embeddings[start : start + CHUNK_ROWS])  # (c, D)
-        check_unit(np.sqrt(np.einsum("ij,ij->i", rows, rows)))
+        check_unit(np.sqrt(np.einsum("ij,ij->i", rows, rows)), first=start)
         near = rows @ centroids.f32.T  # (c, K), within centroids.error of the truth
         wanted = near >= _float32(found.floor.similarity - centroids.error, towards=-np.inf)
         if after is not None:

@@ -7,13 +7,18 @@ CVPR 2023, Algorithm 1. Written on lists of candidates, which every centroid onl
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curate.coreset.candidates import Candidates
+
+END = -1  # the position after a list's last
+BLOCK = 256
 
 StoppedBecause = Literal["threshold", "budget", "open set used up"]
 
@@ -65,21 +70,18 @@ def run_rounds(
     most similar images are, ties by plan order.
     """
     k = candidates.k
-    starts = candidates.starts().tolist()
-    positions, image_of = np.unique(candidates.position, return_inverse=True)
-    image = image_of.tolist()  # dense ids: position is positions[id], in the same order
-    similarity = candidates.similarity.tolist()
+    walks = [_walk(candidates, start, end) for start, end in pairwise(candidates.starts().tolist())]
     endless = np.isneginf(candidates.floor.similarity)  # lists that hold the whole open set
-    taken = bytearray(len(positions))  # in an earlier round
-    at = starts[:k]  # where each centroid's walk stands
-    picks: list[tuple[int, int, int, float]] = []  # image, centroid, round, similarity
+    heads = [next(walk) for walk in walks]
+    taken: set[int] = set()  # in an earlier round
+    picks: list[tuple[int, int, int, float]] = []  # position, centroid, round, similarity
     rounds: list[Round] = []
     threshold = -math.inf
 
     def selection(why: StoppedBecause, objective: float | None = None) -> Selection:
-        ids, centroid, number, value = zip(*picks, strict=True) if picks else ((),) * 4
+        position, centroid, number, value = zip(*picks, strict=True) if picks else ((),) * 4
         return Selection(
-            positions[np.array(ids, np.intp)],
+            np.array(position, np.int64),
             np.array(centroid, np.int32),
             np.array(number, np.int32),
             np.array(value, np.float64),
@@ -89,24 +91,19 @@ def run_rounds(
         )
 
     while budget is None or len(picks) < budget:
-        dry = []
-        for q in range(k):
-            i, end = at[q], starts[q + 1]
-            while i < end and taken[image[i]]:
-                i += 1
-            at[q] = i
-            if i == end:
-                dry.append(q)
-        if dry:
+        for q, walk in enumerate(walks):
+            while heads[q].position in taken:
+                heads[q] = next(walk)
+        dry = np.array([q for q in range(k) if heads[q].position == END], np.intp)
+        if len(dry):
             if endless[dry].any():
                 # A list of the whole open set is used up only when the open set is
                 return selection("open set used up")
-            ends = np.array(starts[1:])
-            lengths = np.maximum(ends - np.array(starts[:k]), 1)
-            return RanOut(np.array(dry, np.intp), 1 - (ends - np.array(at)) / lengths)
+            lengths = np.maximum(np.diff(candidates.starts()), 1)
+            return RanOut(dry, np.array([head.rank for head in heads]) / lengths)
         number = len(rounds) + 1
         # fsum: the exact sum, rounded once, in whatever order the centroids stand
-        objective = math.fsum(similarity[at[q]] for q in range(k)) / k
+        objective = math.fsum(head.similarity for head in heads) / k
         if objective < threshold:
             return selection("threshold", objective)
         if tau is not None and number == reference_round:
@@ -115,8 +112,7 @@ def run_rounds(
                 return selection("threshold", objective)
 
         owner: dict[int, tuple[float, int]] = {}  # image → (similarity, centroid)
-        for q in range(k):
-            mine, value = image[at[q]], similarity[at[q]]
+        for q, (_, mine, value) in enumerate(heads):
             if mine not in owner or value > owner[mine][0]:
                 owner[mine] = (value, q)
         added = list(owner)
@@ -124,7 +120,30 @@ def run_rounds(
             added.sort(key=lambda mine: (-owner[mine][0], mine))
             added = added[: budget - len(picks)]
         for mine in sorted(added, key=lambda mine: owner[mine][1]):
-            taken[mine] = 1
             picks.append((mine, owner[mine][1], number, owner[mine][0]))
+        taken.update(owner)
         rounds.append(Round(number, objective, len(added), len(picks)))
     return selection("budget")
+
+
+class _Head(NamedTuple):
+    """Where a centroid's walk stands."""
+
+    rank: int  # in its list, from 0
+    position: int
+    similarity: float
+
+
+def _walk(candidates: Candidates, start: int, end: int) -> Iterator[_Head]:
+    """Entries start … end - 1 from the best on, then END for ever.
+
+    In blocks: most of a list is never walked, and Python's numbers take ten times NumPy's memory.
+    """
+    for low in range(start, end, BLOCK):
+        block = slice(low, min(low + BLOCK, end))
+        positions = candidates.position[block].tolist()
+        yield from map(
+            _Head, range(low - start, end), positions, candidates.similarity[block].tolist()
+        )
+    while True:
+        yield _Head(end - start, END, -math.inf)

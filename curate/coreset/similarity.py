@@ -48,13 +48,13 @@ class Centroids:
 def prepare(centroids: NDArray[np.floating]) -> Centroids:
     """centroids (K, D), unit rows → the same, on the grid. Raises NotUnit."""
     check_unit(np.linalg.norm(centroids.astype(np.float64), axis=1))
-    grid = on_grid(centroids)
+    grid = on_grid(centroids).astype(np.float32)
     width = grid.shape[1]
     # |fl(x·c) - x·c| ≤ γ_D Σ|x_i c_i| ≤ γ_D ‖x‖ ‖c‖, with γ_D = D u / (1 - D u) and u = 2^-24,
     # in whatever order the sum is taken, fused or not (Higham 2002, section 3.1).
     gamma = width * 2.0**-24 / (1 - width * 2.0**-24)
     error = gamma * (1 + NORM_TOLERANCE) ** 2 + width * 2.0**-126  # and what underflow may drop
-    return Centroids(grid.astype(np.float32), grid, error)
+    return Centroids(grid, grid.astype(np.float64), error)
 
 
 def on_grid(values: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -79,12 +79,12 @@ def widen(block: NDArray[np.floating]) -> NDArray[np.float32]:
     return values
 
 
-def check_unit(norms: NDArray[np.floating]) -> None:
-    """Raises NotUnit for the first norm that is not 1, or is NaN."""
+def check_unit(norms: NDArray[np.floating], first: int = 0) -> None:
+    """norms (n,) of rows first … first + n - 1. Raises NotUnit for one that is not 1, or is NaN."""
     bad = ~(np.abs(norms - 1) <= NORM_TOLERANCE)
     if bad.any():
         row = int(np.argmax(bad))
-        raise NotUnit(row, float(norms[row]))
+        raise NotUnit(first + row, float(norms[row]))
 
 
 def exact_pairs(
@@ -94,7 +94,7 @@ def exact_pairs(
     centroid_of: NDArray[np.intp],
 ) -> NDArray[np.float64]:
     """rows (n, D); for each pair (row_of[i], centroid_of[i]) its exact similarity."""
-    if len(row_of) * 4 > rows.shape[0] * centroids.k:  # many: all of them, by a matrix product
+    if len(row_of) * 32 > rows.shape[0] * centroids.k:  # a product of all is faster from here on
         similarity = rows.astype(np.float64) @ centroids.f64.T  # (n, K)
         return similarity[row_of, centroid_of]
     out = np.empty(len(row_of))
