@@ -120,6 +120,8 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterator[str]:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return "set"
     text = "absent" if value is None else str(value)
     return text if len(text) <= 80 else text[:79] + "…"
 
