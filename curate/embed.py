@@ -34,7 +34,7 @@ from curate.errors import CurateError
 from curate.images import Refused, decode, resize_crop
 from curate.plan import PlannedUnit
 from curate.progress import Progress
-from curate.session import cause_of
+from curate.session import cause_of, results
 from curate.sources import Item, read_unit
 
 PART_BYTES = 160 << 20  # of pixels: 1,000 images of 224 px
@@ -76,8 +76,8 @@ def embed(
 def count(settings: RunSettings, plan: list[PlannedUnit]) -> list[UnitCount]:
     """What came of every unit, read back from its files."""
     slices = [plan[i : i + COUNTED_AT_ONCE] for i in range(0, len(plan), COUNTED_AT_ONCE)]
-    results = ray.get([_count_units.remote(settings.output, units) for units in slices])
-    return [result for group in results for result in group]
+    groups = results([_count_units.remote(settings.output, units) for units in slices])
+    return [found for group in groups for found in group]
 
 
 @ray.remote
@@ -172,7 +172,7 @@ def _follow(
             shard, rejected = unit.embeddings_uri(output), unit.rejected_uri(output)
             joining.append(join_parts.remote(shard, rejected, parts_all[number]))
         progress.add(images=row["images"], units=int(complete))
-    ray.get(joining)
+    results(joining)
     lost = [n for n in pending if n not in parts_all or parts_done[n] != parts_all[n]]
     if lost:
         raise CurateError(f"{len(lost)} units did not come back, first {lost[0]}; run again")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from curate import shards, storage
 from curate.coreset.rounds import Round, Selection
+from curate.session import results
 from curate.shards import Shard
 
 SCHEMA = pa.schema(
@@ -61,7 +62,7 @@ def gather(shard_list: list[Shard], sources: list[str], positions: NDArray[np.in
         _gather_rows.remote(wanted[i : i + SHARDS_AT_ONCE])
         for i in range(0, len(wanted), SHARDS_AT_ONCE)
     ]
-    return pa.concat_tables([SCHEMA.empty_table().select(_IMAGE_COLUMNS), *ray.get(tasks)])
+    return pa.concat_tables([SCHEMA.empty_table().select(_IMAGE_COLUMNS), *results(tasks)])
 
 
 @ray.remote

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from curate import __version__, manifest, shards, storage
 from curate.coreset.distributed import Limits, select
 from curate.errors import CurateError, one_line
+from curate.session import results
 from curate.shards import Shard
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ def select_files(
     files = [file.uri for file in storage.expand(patterns)]
     if not files:
         raise CurateError(f"--embeddings {' '.join(patterns)}: no such files; quote the pattern")
-    rows = ray.get([_count.remote(files[i : i + 64]) for i in range(0, len(files), 64)])
+    rows = results([_count.remote(files[i : i + 64]) for i in range(0, len(files), 64)])
     shard_list: list[Shard] = []
     first = 0
     for uri, n in zip(files, (n for group in rows for n in group), strict=True):

@@ -7,8 +7,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray import ObjectRef
 from ray.data import DataContext
 
 from curate.errors import CurateError, one_line
@@ -74,6 +76,17 @@ def _quiet_stderr(quiet: bool) -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def results(references: list[ObjectRef]) -> list[Any]:
+    """Results of tasks; a CurateError that one of them raised comes out as itself."""
+    try:
+        return ray.get(references)
+    except Exception as error:
+        cause = cause_of(error)
+        if cause is None:
+            raise
+        raise cause from None
 
 
 def cause_of(error: BaseException) -> CurateError | None:

@@ -190,7 +190,7 @@ def test_too_many_rejects_fail_and_say_why(document, finished, tmp_path) -> None
 def test_an_image_lost_between_the_files_is_noticed(document, finished, tmp_path) -> None:
     output = Path(shutil.copytree(finished[0], tmp_path / "run"))
     next(iter((output / "rejected").glob("*.parquet"))).unlink()
-    with pytest.raises(CurateError, match="do not agree; remove .*arrow and run again"):
+    with pytest.raises(CurateError, match=r"do not agree; remove .*arrow and run again"):
         run(settings_of(document, output=str(output)))
 
 
@@ -203,7 +203,7 @@ def test_source_that_matches_nothing_names_itself(document, tmp_path) -> None:
 
 def test_output_that_cannot_be_written(document, tmp_path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(CurateError, match="file/run.*cannot be written"):
+    with pytest.raises(CurateError, match=r"file/run.*cannot be written"):
         run(settings_of(document, output=str(tmp_path / "file" / "run")))
 
 

@@ -9,6 +9,7 @@ import ray
 from numpy.typing import NDArray
 
 from curate.coreset.rounds import Selection
+from curate.session import results
 from curate.shards import Shard, read_columns
 
 SHARDS_AT_ONCE = 64  # that one task opens for their labels
@@ -29,7 +30,7 @@ def labelled(shards: list[Shard], labels: list[str]) -> NDArray[np.int64]:
         _labelled.remote(shards[i : i + SHARDS_AT_ONCE], labels)
         for i in range(0, len(shards), SHARDS_AT_ONCE)
     ]
-    return np.concatenate([np.empty(0, np.int64), *ray.get(tasks)])
+    return np.concatenate([np.empty(0, np.int64), *results(tasks)])
 
 
 @ray.remote
