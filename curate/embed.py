@@ -9,10 +9,8 @@ several, which are joined into its one file when the last has come.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,24 +20,21 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
-from numpy.typing import NDArray
 from ray import ObjectRef
 from ray.data import ActorPoolStrategy, DataContext
 
 from curate import plan as plans
 from curate import shards, storage
-from curate.config import EmbedSettings, EncoderSettings, ImageSettings, RunSettings, SourceSettings
-from curate.encoders import Embedder, Encoder, Preprocessing, rebuild
+from curate.config import EmbedSettings, EncoderSettings, RunSettings
+from curate.encoders import Embedder, Encoder, rebuild
 from curate.errors import CurateError
-from curate.images import Refused, decode, resize_crop
+from curate.parts import read_parts, reject_row
 from curate.plan import PlannedUnit
 from curate.progress import Progress
 from curate.session import cause_of, results
-from curate.sources import Item, read_unit
 
-PART_BYTES = 160 << 20  # of pixels: 1,000 images of 224 px
 CPU_THREADS = 4  # of one CPU actor; beyond that, more actors scale better than more threads
-UNITS_PER_BLOCK = 1024  # a plan of a million units is a thousand blocks
+MAX_BLOCKS = 1024  # of the plan: one of a million units goes round as blocks of a thousand
 COUNTED_AT_ONCE = 256  # units one counting task opens
 
 
@@ -52,9 +47,7 @@ class UnitCount:
     rejected: int
 
 
-def embed(
-    settings: RunSettings, encoder: Encoder, plan: list[PlannedUnit], progress_name: str = "embed"
-) -> Progress:
+def embed(settings: RunSettings, encoder: Encoder, plan: list[PlannedUnit]) -> Progress:
     """Embed every unit that is not done yet.
 
     Raises CurateError for what stops the whole job; single images are rejected instead.
@@ -67,7 +60,7 @@ def embed(
     pending = [
         unit for unit in plan if os.path.basename(unit.embeddings_uri(output)) not in done[unit.set]
     ]
-    with Progress(progress_name, len(plan), len(plan) - len(pending)) as progress:
+    with Progress("embed", len(plan), len(plan) - len(pending)) as progress:
         if pending:
             _embed_pending(settings, encoder, pending, progress)
     return progress
@@ -108,7 +101,7 @@ def _embed_pending(
     encoder.save(weights_uri(settings.output))
     resources = _resources(settings.embed)
     table = plans.to_table(pending)
-    per_block = -(-len(pending) // UNITS_PER_BLOCK)
+    per_block = -(-len(pending) // MAX_BLOCKS)
     blocks = [table.slice(i, per_block) for i in range(0, len(pending), per_block)]
     # A part is one row, and soon a block of its own: what is read flows on at once
     DataContext.get_current().target_max_block_size = 1 << 20
@@ -178,121 +171,6 @@ def _follow(
         raise CurateError(f"{len(lost)} units did not come back, first {lost[0]}; run again")
 
 
-# Reading
-
-
-def read_parts(
-    batch: pa.Table,
-    output: str,
-    sources: dict[tuple[str, str], SourceSettings],
-    images: ImageSettings,
-    preprocessing: Preprocessing,
-) -> Iterator[pa.Table]:
-    """Rows of the plan → rows of parts: decoded pixels, and what is known of each image."""
-    side = preprocessing.image_px
-    capacity = max(1, PART_BYTES // (side * side * 3))
-    for planned in plans.from_table(batch):
-        part = _Part(planned, output, 0, capacity, side)
-        for item in read_unit(sources[planned.set, planned.source], planned.unit):
-            if part.full:
-                yield part.to_table(last=False)
-                part = _Part(planned, output, part.number + 1, capacity, side)
-            _decode_into(part, item, images, preprocessing)
-        yield part.to_table(last=True)
-
-
-def _decode_into(
-    part: _Part, item: Item, images: ImageSettings, preprocessing: Preprocessing
-) -> None:
-    if item.data is None:
-        part.reject(item, "read", item.error or "no bytes")
-        return
-    resized_px = round(preprocessing.image_px / preprocessing.crop_fraction)
-    try:
-        decoded = decode(
-            item.data, min_px=images.min_px, max_pixels=images.max_pixels, target_px=resized_px
-        )
-    except Refused as reason:
-        part.reject(item, "decode", str(reason))
-        return
-    pixels = resize_crop(decoded.rgb, preprocessing.image_px, preprocessing.crop_fraction)
-    part.add(item, decoded.width, decoded.height, pixels)
-
-
-class _Part:
-    """Images of one unit on their way to an actor: at most `capacity` of them."""
-
-    def __init__(
-        self, planned: PlannedUnit, output: str, number: int, capacity: int, side: int
-    ) -> None:
-        self.planned, self.output, self.number = planned, output, number
-        self.capacity, self.side = capacity, side
-        self.pixels: list[NDArray[np.uint8]] = []
-        self.images: list[dict[str, Any]] = []
-        self.rejects: list[dict[str, Any]] = []
-
-    @property
-    def full(self) -> bool:
-        return len(self.images) + len(self.rejects) >= self.capacity
-
-    def add(self, item: Item, width: int, height: int, pixels: NDArray[np.uint8]) -> None:
-        assert item.data is not None
-        self.pixels.append(pixels)
-        self.images.append(
-            {
-                "key": item.key,
-                "uri": item.uri,
-                "offset": item.offset,
-                "size": item.size,
-                "row": item.row,
-                "label": item.label,
-                "width": width,
-                "height": height,
-                "sha256": hashlib.sha256(item.data).hexdigest(),
-            }
-        )
-
-    def reject(self, item: Item, stage: str, reason: str) -> None:
-        self.rejects.append(_reject(self.planned.source, item.key, item.uri, stage, reason))
-
-    def to_table(self, *, last: bool) -> pa.Table:
-        shape = (len(self.pixels), self.side, self.side, 3)
-        pixels = np.stack(self.pixels) if self.pixels else np.empty(shape, np.uint8)
-        return pa.table(
-            {
-                "unit": [self.planned.number],
-                "source": [self.planned.source],
-                "shard": [self.planned.embeddings_uri(self.output)],
-                "rejected": [self.planned.rejected_uri(self.output)],
-                "part": [self.number],
-                "last": [last],
-                "pixels": _one_binary(pixels),
-                "images": [_to_ipc(pa.Table.from_pylist(self.images, shards.IMAGE_SCHEMA))],
-                "rejects": [_to_ipc(pa.Table.from_pylist(self.rejects, shards.REJECT_SCHEMA))],
-            }
-        )
-
-
-def _reject(source: str, key: str, uri: str, stage: str, reason: str) -> dict[str, Any]:
-    return {"source": source, "key": key, "uri": uri, "stage": stage, "reason": reason}
-
-
-def _one_binary(pixels: NDArray[np.uint8]) -> pa.Array:
-    """A column of one row that holds the array's bytes, without copying them."""
-    ends = pa.py_buffer(np.array([0, pixels.nbytes], np.int64))
-    return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(pixels)])
-
-
-def _to_ipc(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
-
-
-# Embedding
-
-
 class EmbedParts:
     """An actor of the pool: parts in, shards written, a row of counts out."""
 
@@ -336,7 +214,7 @@ def _dead(source: str, images: pa.Table) -> pa.Table:
     reason = "the encoder gives it no finite embedding"
     rows = images.select(["key", "uri"]).to_pylist()
     return pa.Table.from_pylist(
-        [_reject(source, row["key"], row["uri"], "embed", reason) for row in rows],
+        [reject_row(source, row["key"], row["uri"], "embed", reason) for row in rows],
         shards.REJECT_SCHEMA,
     )
 

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from curate import config, embed, encoders, plan, shards
-from curate.embed import EmbedParts, join_parts, read_parts
+from curate import config, embed, encoders, parts, plan, shards
+from curate.embed import EmbedParts, join_parts
+from curate.parts import read_parts
 from tests import datasets
 
 
@@ -48,12 +49,12 @@ def test_unit_in_several_parts_equals_the_unit_in_one(tmp_path, monkeypatch, ray
     expected, rejects = shards.read_arrow(uri), pq.read_table(rejected_uri)
     assert len(expected) + len(rejects) == 16 and len(rejects) > 0
 
-    monkeypatch.setattr(embed, "PART_BYTES", 5 * 32 * 32 * 3)
-    parts = parts_of(settings, encoder, [unit])
-    assert [part["last"][0].as_py() for part in parts] == [False, False, False, True]
-    for part in parts:
+    monkeypatch.setattr(parts, "PART_BYTES", 5 * 32 * 32 * 3)
+    cut = parts_of(settings, encoder, [unit])
+    assert [part["last"][0].as_py() for part in cut] == [False, False, False, True]
+    for part in cut:
         actor(part)
-    ray.get(join_parts.remote(uri, rejected_uri, len(parts)))
+    ray.get(join_parts.remote(uri, rejected_uri, len(cut)))
     joined = shards.read_arrow(uri)
     assert joined.drop_columns(["embedding"]).equals(expected.drop_columns(["embedding"]))
     np.testing.assert_allclose(
