@@ -12,10 +12,20 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from curate import storage
 from curate.errors import CurateError, one_line
@@ -25,12 +35,33 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Paths = Annotated[list[str], BeforeValidator(_as_list), Field(min_length=1)]
+Paths = Annotated[
+    list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list), Field(min_length=1)
+]
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
+def _count_or_fraction(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """One error for the whole union: pydantic has one for each of its branches."""
+    try:
+        if not isinstance(value, bool):
+            return validate(value)
+    except ValidationError:
+        pass
+    raise ValueError("must be a count (0, 1, 2 …) or a fraction of the open set (0.0 to 1.0)")
+
+
+Path = Annotated[str, Field(min_length=1)]
+Positive = Annotated[float, Field(gt=0)]
+Label = Annotated[str, Field(coerce_numbers_to_str=True)]  # YAML reads class 7 as a number
+Budget = Annotated[
+    Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)],
+    WrapValidator(_count_or_fraction),
+]
+
+
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class SourceSettings(Settings):
@@ -44,7 +75,7 @@ class ImageFolderSettings(SourceSettings):
     """A tree of image files; the first folder below `path` is the label."""
 
     kind: Literal["image_folder"]
-    path: str
+    path: Path
 
 
 class WebDatasetSettings(SourceSettings):
@@ -75,6 +106,7 @@ class UrlListSettings(SourceSettings):
     label_column: str | None = None
 
 
+KINDS = ["image_folder", "webdataset", "parquet", "url_list"]
 Source = Annotated[
     ImageFolderSettings | WebDatasetSettings | ParquetSettings | UrlListSettings,
     Field(discriminator="kind"),
@@ -99,7 +131,7 @@ class EncoderSettings(Settings):
     image_px: int = Field(224, ge=8, le=4096)
     crop_fraction: float = Field(0.875, gt=0, le=1)  # centre crop's share of the resized side
     mean: tuple[float, float, float] | None = None  # RGB, of 0…1; the backbone's own where unset
-    std: tuple[float, float, float] | None = None
+    std: tuple[Positive, Positive, Positive] | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> EncoderSettings:
@@ -124,9 +156,9 @@ class CoresetSettings(Settings):
     clusters: int = Field(100, ge=1)  # k; at least |X| makes every target image a centroid
     tau: float | None = Field(0.95, ge=0, le=1)  # null: no threshold
     reference_round: int = Field(1, ge=1)  # the authors' experiments used 20
-    budget: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)] | None = None
+    budget: Budget | None = None
     budget_times_target: float | None = Field(None, gt=0)  # the authors cap I at 50 · |X|
-    labels: list[str] | None = None  # of method oracle
+    labels: list[Label] | None = None  # of method oracle
     seed: int = Field(0, ge=0)  # of k-means, and of method random
 
     @model_validator(mode="after")
@@ -151,7 +183,7 @@ class RunSettings(Settings):
     images: ImageSettings = ImageSettings()
     embed: EmbedSettings = EmbedSettings()
     coreset: CoresetSettings = CoresetSettings()
-    output: str
+    output: Path
 
     @model_validator(mode="after")
     def _distinct_names(self) -> RunSettings:
@@ -182,6 +214,8 @@ def load(path: str, overrides: list[str] | None = None) -> RunSettings:
 
 def parse(document: dict[str, Any], origin: str) -> RunSettings:
     """Validate a document already read; `origin` is named in errors."""
+    # A section with all its lines commented out is a null in YAML
+    document = {key: value for key, value in document.items() if value is not None}
     if isinstance(document.get("target"), dict):
         document = {**document, "target": {"name": "target", **document["target"]}}
     try:
@@ -193,21 +227,24 @@ def parse(document: dict[str, Any], origin: str) -> RunSettings:
 def _apply(document: dict[str, Any], override: str) -> None:
     """`coreset.tau=0.9` into the document; list items go by number: `open.0.limit=100`."""
     key, separator, value = override.partition("=")
-    if not separator or not key:
+    if not separator or not all(key.split(".")):
         raise CurateError(f"{override}: an override is key=value, as in coreset.tau=0.9")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise CurateError(f"{override}: the value is no YAML: {one_line(error, 100)}") from None
     *parents, last = key.split(".")
     place: Any = document
     try:
         for parent in parents:
             if isinstance(place, list):
                 place = place[int(parent)]
-            else:
-                place = place.setdefault(parent, {})
-        if isinstance(place, list):
-            place[int(last)] = yaml.safe_load(value)
-        else:
-            place[last] = yaml.safe_load(value)
-    except (ValueError, IndexError, TypeError, AttributeError, yaml.YAMLError):
+                continue
+            if place.get(parent) is None:
+                place[parent] = {}
+            place = place[parent]
+        place[int(last) if isinstance(place, list) else last] = parsed
+    except (ValueError, IndexError, TypeError, AttributeError):
         raise CurateError(f"{override}: the config has no place for {key}") from None
 
 
@@ -229,10 +266,32 @@ def _interpolate(value: Any, key: str) -> Any:
 
 
 # pydantic puts the branch of a union into an error's place; users wrote no such key
-_BRANCHES = {"int", "float", "constrained-int", "constrained-float"} | {
-    kind
-    for model in (ImageFolderSettings, WebDatasetSettings, ParquetSettings, UrlListSettings)
-    for kind in get_args(model.model_fields["kind"].annotation)
+_BRANCHES = {"int", "float", "constrained-int", "constrained-float", "function-wrap"} | set(KINDS)
+
+# pydantic's type of fault → what we say of it, with what pydantic knows in brackets
+_FAULTS = {
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "model_type": "must be a section of keys",
+    "model_attributes_type": "must be a section of keys",
+    "dict_type": "must be a section of keys",
+    "literal_error": "must be {expected}",
+    "greater_than_equal": "must be at least {ge}",
+    "greater_than": "must be over {gt}",
+    "less_than_equal": "must be at most {le}",
+    "string_pattern_mismatch": "must be letters, digits, '.', '_' and '-', a letter or digit first",
+    "too_short": "needs at least {min_length}, has {actual_length}",
+    "too_long": "takes at most {max_length}, has {actual_length}",
 }
 
 
@@ -241,15 +300,22 @@ def _explain(error: ValidationError) -> str:
     fault = error.errors()[0]
     place = [part for part in fault["loc"] if not (isinstance(part, str) and part in _BRANCHES)]
     key = ".".join(str(part) for part in place)
+    value = fault["input"]
     if fault["type"] == "extra_forbidden":
         return f"{key}: unknown key; {_suggest(place)}"
     if fault["type"] == "missing":
         return f"{key}: missing; set it in the config"
-    if fault["type"].startswith("union_tag"):
-        return f"{key}: needs a kind, one of image_folder, webdataset, parquet, url_list"
+    if fault["type"] == "union_tag_not_found":
+        return f"{key}.kind: missing; one of {', '.join(KINDS)}"
+    if fault["type"] == "union_tag_invalid":
+        return f"{key}.kind={value['kind']}: no such kind; {_likeliest(str(value['kind']), KINDS)}"
     message = fault["msg"].removeprefix("Value error, ")
-    if isinstance(fault["input"], str | int | float | bool | None):
-        return f"{key}={fault['input']}: {message}"
+    if fault["type"] in _FAULTS:
+        message = _FAULTS[fault["type"]].format(**fault.get("ctx", {}))
+    if isinstance(value, str | int | float | bool | None):
+        written = {None: "null", True: "true", False: "false"}
+        shown = written[value] if value is None or isinstance(value, bool) else value
+        return f"{key}={shown}: {message}"
     return f"{key}: {message}" if key else message
 
 
@@ -269,5 +335,9 @@ def _suggest(place: list[Any]) -> str:
             else [ImageFolderSettings, WebDatasetSettings, ParquetSettings, UrlListSettings]
         )
         known = sorted({name for model in models for name in model.model_fields})
-    close = difflib.get_close_matches(str(place[-1]), known, n=1)
+    return _likeliest(str(place[-1]), known)
+
+
+def _likeliest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
     return f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"

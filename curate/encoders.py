@@ -108,11 +108,12 @@ class Embedder:
             try:
                 rows.append(self._forward(pixels[start : start + self.batch_size]))
             except torch.cuda.OutOfMemoryError:
-                if self.batch_size == 1:
+                tried = min(self.batch_size, len(pixels) - start)
+                if tried == 1:
                     raise CurateError(
                         "encoder: one image does not fit the GPU's memory; lower image_px"
                     ) from None
-                self.batch_size //= 2
+                self.batch_size = tried // 2
                 torch.cuda.empty_cache()
                 continue
             start += len(rows[-1])
@@ -128,7 +129,9 @@ class Embedder:
             features = self.module(batch)
         features = features.float()
         norms = features.norm(dim=1, keepdim=True)
-        unit = torch.where(norms > 0, features / norms, torch.nan)  # a dead embedding has no side
+        # A dead embedding has no direction, and one whose norm overflows has lost it
+        alive = (norms > 0) & torch.isfinite(norms)
+        unit = torch.where(alive, features / norms, torch.nan)
         return cast("NDArray[np.float16]", unit.half().cpu().numpy())
 
 
@@ -140,11 +143,12 @@ def _architecture(settings: EncoderSettings, *, pretrained: bool) -> Encoder:
             f"encoder.backbone={name}: timm knows no such model; "
             f"did you mean {' or '.join(close) or 'resnet50'}?"
         )
-    torch.manual_seed(settings.seed)
     defaults = timm.get_pretrained_cfg(name)
     sized: dict[str, Any] = {"img_size": px} if defaults and defaults.fixed_input_size else {}
     try:
-        module = timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
+        with torch.random.fork_rng(devices=[]):  # the caller's own random numbers stay its own
+            torch.manual_seed(settings.seed)
+            module = timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
         feature_dim = _feature_dim(module, px)
     except AssertionError as error:
         raise CurateError(
@@ -247,7 +251,10 @@ def _check_card(path: str, settings: EncoderSettings) -> None:
     """The project's own checkpoints say in encoder.json what they are."""
     if not storage.exists(path):
         return
-    card = json.loads(storage.read_bytes(path))
+    try:
+        card = dict(json.loads(storage.read_bytes(path)))
+    except (ValueError, TypeError) as error:
+        raise CurateError(f"encoder.checkpoint: {path}: damaged: {one_line(error)}") from error
     if card.get("backbone", settings.backbone) != settings.backbone:
         raise CurateError(
             f"encoder.backbone={settings.backbone}: {path} says {card['backbone']}; use that"

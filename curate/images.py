@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from simplejpeg import decode_jpeg
+
+from curate.errors import one_line
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+# EXIF's orientation → what sets the picture upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Refused(Exception):
@@ -17,7 +32,7 @@ class Refused(Exception):
 
 
 def decode(data: bytes, *, min_px: int, max_pixels: int, target_px: int | None = None) -> Decoded:
-    """Decode one image.
+    """Decode one image; of an animation, its first picture.
 
     target_px: where set, a JPEG may be decoded at a fraction of its size (libjpeg's scaled DCT),
     as long as the shorter side stays at least twice this: resizing from there costs no quality
@@ -37,17 +52,18 @@ def decode(data: bytes, *, min_px: int, max_pixels: int, target_px: int | None =
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             width, height = image.size
             _check_size(width, height, min_px, max_pixels)
-            if target_px is not None:
-                image.draft("RGB", (2 * target_px, 2 * target_px))
-            image.load()
-            return Decoded(_rgb(ImageOps.exif_transpose(image)), width, height)
+            pixels = _pixels(data, image, target_px)
+            return Decoded(_rgb(_upright(pixels, image)), width, height)
+    except Refused:
+        raise
     except Image.DecompressionBombError as error:
-        raise Refused("too large for any decoder: a decompression bomb?") from error
+        raise Refused("too many pixels for Pillow: a decompression bomb?") from error
     except UnidentifiedImageError as error:
         raise Refused("not an image in a known format") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError) as error:
-        # Pillow's decoders say all of these of damaged data
-        raise Refused(f"damaged: {error or type(error).__name__}") from error
+    except Exception as error:  # Pillow's decoders raise anything at all of damaged data
+        # Without the counts in brackets, so that reasons can be counted
+        reason = re.sub(r" \(.*\)", "", one_line(error, 200))
+        raise Refused(f"damaged: {reason}") from error
 
 
 class Decoded:
@@ -82,6 +98,34 @@ def _check_size(width: int, height: int, min_px: int, max_pixels: int) -> None:
         raise Refused(f"{width}×{height} is under min_px {min_px}")
 
 
+def _pixels(data: bytes, image: Image.Image, target_px: int | None) -> Image.Image:
+    """The picture with its pixels, by a decoder that forgives no damage.
+
+    Pillow takes what libjpeg makes of a JPEG that ends early, and looks at no checksum of a PNG's
+    pixels. BMP and uncompressed TIFF have nothing that would show a flipped bit.
+    """
+    if image.format in ("JPEG", "MPO"):
+        if image.mode != "CMYK":
+            side = 0 if target_px is None else 2 * target_px
+            pixels = decode_jpeg(data, "RGB", min_height=side, min_width=side, strict=True)
+            return Image.fromarray(pixels)
+        decode_jpeg(data, "CMYK", strict=True)  # Pillow knows which of these are inverted
+    if image.format == "PNG":
+        Image.open(io.BytesIO(data), formats=("PNG",)).verify()
+    image.load()
+    return image
+
+
+def _upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
+    """Turned as the EXIF of `image` says. EXIF that cannot be read says nothing."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # as damaged pictures do
+        orientation = None
+    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return pixels if turn is None else pixels.transpose(turn)
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     """Any of Pillow's modes to RGB: transparency over white, 16 bits to their upper 8."""
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -93,6 +137,8 @@ def _rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise Refused("floating-point pixels have no defined range")
+    if image.mode in ("LAB", "HSV"):
+        raise Refused(f"{image.mode} colours")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -38,8 +38,6 @@ def select_files(
         raise CurateError(f"--reference-round {reference_round}: rounds count from 1")
     centroids = read_centroids(centroids_uri)
     files = [file.uri for file in storage.expand(patterns)]
-    if not files:
-        raise CurateError(f"--embeddings {' '.join(patterns)}: no such files; quote the pattern")
     rows = results([_count.remote(files[i : i + 64]) for i in range(0, len(files), 64)])
     shard_list: list[Shard] = []
     first = 0

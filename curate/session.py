@@ -17,6 +17,8 @@ from curate.errors import CurateError, one_line
 
 STUCK_AFTER_S = 600
 
+_cpus_per_core = 1.0  # more only in the embedded Ray of a small machine
+
 
 def connect(address: str | None = None, *, verbose: bool = False) -> None:
     """Join the cluster at `address` or RAY_ADDRESS, as every submitted job does, or start a local
@@ -27,6 +29,8 @@ def connect(address: str | None = None, *, verbose: bool = False) -> None:
     if not verbose:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning
         os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+        # Of tasks that fail alike, the first one's reason is told; the others' are no news
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of its C++ half, to our stderr
     level = logging.INFO if verbose else logging.ERROR
     if not ray.is_initialized():
@@ -50,15 +54,31 @@ def _init(address: str | None, level: int, verbose: bool) -> None:
     if address:
         ray.init(address=address, logging_level=level, log_to_driver=verbose)
         return
-    # Two logical CPUs more than a small machine has: Ray Data reserves one for each of its
+    global _cpus_per_core
+    cores = os.cpu_count() or 1
+    # A small machine is given more CPUs than it has cores: Ray Data reserves one for each of its
     # operators, and would leave the other idle (measured: a third of the time).
+    cpus = max(4, cores)
+    _cpus_per_core = cpus / cores
     ray.init(
-        num_cpus=max(4, os.cpu_count() or 1),
+        num_cpus=cpus,
         include_dashboard=False,
-        runtime_env={"env_vars": {"PYTHONPATH": _import_path()}},
+        # A task is one thread, as on every cluster, whatever this shell exports
+        runtime_env={
+            "env_vars": {
+                "PYTHONPATH": _import_path(),
+                "OMP_NUM_THREADS": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+            }
+        },
         logging_level=level,
         log_to_driver=verbose,
     )
+
+
+def cpus_per_core() -> float:
+    """What a task that keeps a core busy must ask for, lest two of them share one."""
+    return _cpus_per_core
 
 
 @contextmanager

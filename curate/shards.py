@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -160,7 +161,9 @@ def _parquet_embeddings(shard: Shard) -> Iterator[NDArray[np.floating]]:
         table = pq.ParquetFile(file)
         _with_embedding(shard.uri, table.schema_arrow.empty_table())
         # Only the row groups that the range touches: a large file is shared out among tasks
-        ends = np.cumsum([table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)])
+        ends = np.cumsum(
+            [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
+        )
         stop = shard.start + shard.rows
         groups = range(
             int(np.searchsorted(ends, shard.start, side="right")),
@@ -196,4 +199,5 @@ def _matrix(uri: str, column: pa.Array) -> NDArray[np.floating]:
         widths = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
         if len(widths) > 1:
             raise CurateError(f"{uri}: embeddings of differing widths")
-    return np.from_dlpack(flat).reshape(len(column), -1)  # to_numpy() would import pandas
+    values = np.from_dlpack(flat)  # to_numpy() would import pandas
+    return cast("NDArray[np.floating]", values).reshape(len(column), -1)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
+import aiohttp
 import fsspec
 import pyarrow as pa
 from fsspec.core import url_to_fs
@@ -29,9 +30,16 @@ class FileInfo:
     size: int
 
 
+# Of an HTTP server: seconds to connect, and seconds without a byte. aiohttp's own limit is five
+# minutes for a whole file, too long for a dead server and too short for a large tar.
+HTTP_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=30)
+
+
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem of a URI and the path inside it."""
     try:
+        if uri.startswith(("http://", "https://")):
+            return url_to_fs(uri, client_kwargs={"timeout": HTTP_TIMEOUT})
         return url_to_fs(uri)
     except (ValueError, ImportError) as error:
         raise CurateError(f"{uri}: {one_line(error)}") from error
@@ -72,6 +80,8 @@ def expand(patterns: list[str]) -> list[FileInfo]:
     """Files matching any of the glob patterns, sorted by URI, each once.
 
     A name that exists as it is written is taken as it is, even with `[` or `*` in it.
+
+    Raises CurateError for a pattern that matches nothing.
     """
     found: dict[str, FileInfo] = {}
     for pattern in patterns:
@@ -82,10 +92,14 @@ def expand(patterns: list[str]) -> list[FileInfo]:
             matches = fs.glob(path, detail=True)
         else:
             matches = {}
+        matches = {name: info for name, info in matches.items() if info["type"] != "directory"}
+        if not matches and fs.isdir(path):
+            raise CurateError(f"{pattern}: a folder; name its files, as in {join(pattern, '*')}")
+        if not matches:
+            raise CurateError(f"{pattern}: matches no file; check the path")
         for name, info in matches.items():
-            if info.get("type") != "directory":
-                uri = _named_like(pattern, name)
-                found[uri] = FileInfo(uri, int(info.get("size") or 0))
+            uri = _named_like(pattern, name)
+            found[uri] = FileInfo(uri, int(info.get("size") or 0))
     return [found[uri] for uri in sorted(found)]
 
 
@@ -135,7 +149,7 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
                 raise
         else:
             fs.pipe_file(path, bytes(data))
-    except OSError as error:
+    except Exception as error:  # object stores' clients have exceptions of their own
         raise CurateError(
             f"{uri}: cannot be written ({one_line(error)}); choose another output or free the place"
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,11 +54,49 @@ def brute_force_rounds(
         left[picks] = False
 
 
-def unit_rows(rng: np.random.Generator, n: int, d: int, *, duplicates: float = 0.0) -> NDArray:
-    """(n, d) float16 of unit norm; a share of the rows are copies of others."""
-    rows = rng.standard_normal((n, d))
+def unit_rows(
+    rng: np.random.Generator, n: int, d: int, *, duplicates: float = 0.0, lean: float = 0.0
+) -> NDArray:
+    """(n, d) float16 of unit norm; a share of the rows are copies of others.
+
+    lean: how far all of them lean in one direction, so that similarities are positive.
+    """
+    rows = rng.standard_normal((n, d)) + lean
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     rows = rows.astype(np.float16)
-    copies = rng.random(n) < duplicates
-    rows[copies] = rows[rng.integers(0, n, int(copies.sum()))]
+    copies = np.flatnonzero(rng.random(n) < duplicates)
+    rows[copies] = rows[rng.integers(0, max(n, 1), len(copies))]
     return rows
+
+
+def exact_dot(x: NDArray[np.floating], c: NDArray[np.floating]) -> Fraction:
+    """The dot product of two vectors as a fraction."""
+    return sum(
+        (Fraction(float(a)) * Fraction(float(b)) for a, b in zip(x, c, strict=True)), Fraction()
+    )
+
+
+def sorted_keys(
+    block: NDArray[np.floating], centroids: NDArray[np.floating], first: int
+) -> list[list[tuple[float, int]]]:
+    """For each centroid all images as (similarity, position), best first."""
+    w = centroids.astype(np.float64) @ block.astype(np.float64).T  # (K, n), exact
+    return [
+        sorted(
+            ((float(value), first + i) for i, value in enumerate(row)),
+            key=lambda entry: (-entry[0], entry[1]),
+        )
+        for row in w
+    ]
+
+
+def same_selection(selection: Any, truth: dict) -> None:
+    """Every number of a `Selection` is that of `brute_force_rounds`."""
+    assert selection.stopped_because == truth["why"]
+    columns = selection.position, selection.centroid, selection.round, selection.similarity
+    assert list(zip(*(column.tolist() for column in columns), strict=True)) == truth["rows"]
+    assert [each.objective for each in selection.rounds] == truth["objectives"]
+    assert [each.number for each in selection.rounds] == list(range(1, len(selection.rounds) + 1))
+    of_round = np.bincount(selection.round, minlength=len(selection.rounds) + 1)[1:]
+    assert [each.added for each in selection.rounds] == of_round.tolist()
+    assert [each.total for each in selection.rounds] == np.cumsum(of_round).tolist()

@@ -196,7 +196,7 @@ def test_an_image_lost_between_the_files_is_noticed(document, finished, tmp_path
 
 def test_source_that_matches_nothing_names_itself(document, tmp_path) -> None:
     open_sets = [{"name": "gone", "kind": "webdataset", "path": str(tmp_path / "*.tar")}]
-    with pytest.raises(CurateError, match="source gone: no images at"):
+    with pytest.raises(CurateError, match=r"source gone: .*\*\.tar: matches no file"):
         run(settings_of(document, open=open_sets, output=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
 

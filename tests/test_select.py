@@ -97,8 +97,8 @@ def test_bad_input_is_one_line_that_names_the_file(sets, capfd, spoil, message) 
     folder, *_ = sets
     spoil(folder)
     assert main(command(folder)) == 1
-    [line] = [x for x in capfd.readouterr().err.splitlines() if x.startswith("curate: ")]
-    assert message in line
+    [line] = capfd.readouterr().err.splitlines()
+    assert line.startswith("curate: ") and message in line
     assert not (folder / "out").exists()
 
 

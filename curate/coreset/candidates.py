@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from curate.coreset.similarity import Centroids, check_unit, exact_pairs, widen
+from curate.coreset.similarity import Centroids, check_unit, exact_pairs, row_norms, widen
 
 LAST_POSITION = np.iinfo(np.int64).max
 CHUNK_ROWS = 1024  # × 512 float32 is 2 MB: widened, multiplied and compared while in cache
@@ -123,7 +123,7 @@ def scan(
     waiting = 0
     for start in range(0, len(embeddings), CHUNK_ROWS):
         rows = widen(embeddings[start : start + CHUNK_ROWS])  # (c, D)
-        check_unit(np.sqrt(np.einsum("ij,ij->i", rows, rows)), first=start)
+        check_unit(row_norms(rows), first=start)
         near = rows @ centroids.f32.T  # (c, K), within centroids.error of the truth
         wanted = near >= _float32(found.floor.similarity - centroids.error, towards=-np.inf)
         if after is not None:

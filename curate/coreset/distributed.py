@@ -26,11 +26,11 @@ from curate.coreset.merge import extend, merge
 from curate.coreset.rounds import RanOut, Selection, run_rounds
 from curate.coreset.similarity import Centroids, NotUnit
 from curate.errors import CurateError
+from curate.session import cpus_per_core, results
 from curate.shards import Shard, read_embeddings
 from curate.storage import is_local
 
-SAMPLE_ROWS = 32_768
-SAMPLED_KEEP = 8_192  # of each centroid's sampled similarities, the best
+SAMPLE_ROWS = 16_384
 SPARE = 1.25  # lists are aimed this much longer than asked, against the sample's noise
 GROWTH = 4  # of a list's length, at each refill
 ALMOST = 0.5  # a list this far used is refilled along with those that ran out
@@ -68,10 +68,10 @@ def select(
     except NotUnit as error:
         raise CurateError(f"centroids: {error}; L2-normalise them") from error
     total = sum(shard.rows for shard in shards)
-    length = length or first_length(ready.k, limits.budget)
+    length = length or first_length(ready.k, total, limits.budget)
     groups = _groups(shards)
     reference = ray.put(ready)
-    sample = _Sample.take(groups, reference, total)
+    sample = _Sample.take(groups, reference, ready.k)
 
     lists = _scan_all(groups, reference, sample.floor(length), length=2 * length)
     lengths = np.full(ready.k, length)
@@ -96,9 +96,11 @@ def select(
         lists = extend(lists, more, which)
 
 
-def first_length(k: int, budget: int | None) -> int:
+def first_length(k: int, total: int, budget: int | None) -> int:
     """How long lists are at first: enough for most selections, little enough for memory."""
-    likely = max(200_000 // k, 64)
+    # A threshold lets in a share of the open set, so that lists are walked the farther the more
+    # images there are
+    likely = max(100_000 // k, total // 5_000, 64)
     if budget is not None:
         # B / k rounds if no pick coincided; lists are walked faster than that, by what others took
         likely = max(likely, 3 * budget // k)
@@ -121,14 +123,15 @@ def _scan_all(
     after: Floor | None = None,
 ) -> Candidates:
     """Scan all shards and merge, FAN_IN tables at a time."""
-    tables = [_scan_group.remote(group, centroids, floor, length, after) for group in groups]
+    scan_group = _scan_group.options(num_cpus=cpus_per_core())
+    tables = [scan_group.remote(group, centroids, floor, length, after) for group in groups]
     while len(tables) > FAN_IN:
         tables = [
             _merge_group.remote(length, *tables[i : i + FAN_IN])
             for i in range(0, len(tables), FAN_IN)
         ]
     return (
-        merge(_get(tables), length)
+        merge(results(tables), length)
         if tables
         else Candidates.none(Floor.bottom(len(floor.similarity)))
     )
@@ -189,34 +192,35 @@ def _merge_group(length: int, *tables: Candidates) -> Candidates:
 
 @dataclass(frozen=True)
 class _Sample:
-    """similarity (K, S): of sampled images, descending; one in `every` of all images."""
+    """similarity (K, S): of sampled images, one in `every` of all."""
 
     similarity: NDArray[np.float32]
     every: float
-    complete: bool  # too small a set to sample
 
     @staticmethod
-    def take(groups: list[list[Shard]], centroids: ObjectRef, total: int) -> _Sample:
-        """Evenly spread rows of every group, seen through the same centroids."""
-        if total < 4 * SAMPLE_ROWS:
-            return _Sample(np.empty((ray.get(centroids).k, 0), np.float32), 1.0, complete=True)
-        tables = _get(
-            [_sample_group.remote(group, centroids, SAMPLE_ROWS / total) for group in groups]
+    def take(groups: list[list[Shard]], centroids: ObjectRef, k: int) -> _Sample:
+        """Evenly spread rows of every group; none of a set too small to be worth it."""
+        total = sum(shard.rows for group in groups for shard in group)
+        wanted = min(SAMPLE_ROWS, MAX_ENTRIES * 8 // k)
+        if total < 4 * wanted:
+            return _Sample(np.empty((k, 0), np.float32), 1.0)
+        tables = results(
+            [_sample_group.remote(group, centroids, wanted / total) for group in groups]
         )
-        rows = sum(len(table) for table in tables)
-        similarities = -np.sort(-np.concatenate(tables).T, axis=1)[:, :SAMPLED_KEEP]
-        return _Sample(np.ascontiguousarray(similarities), total / rows, complete=False)
+        similarity = np.ascontiguousarray(np.concatenate(tables).T)
+        return _Sample(similarity, total / max(similarity.shape[1], 1))
 
     def only(self, which: NDArray[np.intp]) -> _Sample:
-        return _Sample(self.similarity[which], self.every, self.complete)
+        return _Sample(self.similarity[which], self.every)
 
     def floor(self, length: int) -> Floor:
         """The similarity that about `length` images of the whole set reach, for each centroid."""
         k, sampled = self.similarity.shape
-        rank = int(np.ceil(SPARE * length / self.every)) - 1
-        if self.complete or rank >= sampled:
+        rank = sampled - int(np.ceil(SPARE * length / self.every))  # ascending
+        if rank < 0:
             return Floor.bottom(k)
-        return Floor.at(self.similarity[:, rank].astype(np.float64))
+        reached = np.partition(self.similarity, rank, axis=1)[:, rank]
+        return Floor.at(reached.astype(np.float64))
 
 
 @ray.remote
@@ -265,13 +269,3 @@ def _groups(shards: list[Shard]) -> list[list[Shard]]:
 def _can_be_cut(uri: str) -> bool:
     """Whether a range of its rows can be read without reading the rest."""
     return is_local(uri) or uri.endswith(".parquet")
-
-
-def _get(references: list[ObjectRef]) -> list:
-    """Results of tasks; a task's own CurateError comes out as itself."""
-    try:
-        return ray.get(references)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, CurateError):
-            raise error.cause from None
-        raise

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import ModuleType
 
 from curate.config import SourceSettings
-from curate.errors import CurateError
+from curate.errors import CurateError, one_line
 from curate.sources import image_folder, parquet, url_list, webdataset
 from curate.sources.base import Item, Unit
 
@@ -33,9 +33,10 @@ def plan_source(source: SourceSettings, unit_images: int) -> list[Unit]:
         units: list[Unit] = KINDS[source.kind].plan(source, unit_images)  # type: ignore[attr-defined]
     except CurateError as error:
         raise CurateError(f"source {source.name}: {error}") from error
-    except OSError as error:
+    except Exception as error:  # object stores' clients have exceptions of their own
         raise CurateError(
-            f"source {source.name}: {type(error).__name__}: {error}; check path and credentials"
+            f"source {source.name}: {type(error).__name__}: {one_line(error)}; "
+            "check path and credentials"
         ) from error
     if not units:
         raise CurateError(f"source {source.name}: no images at {source.path}; check the path")  # type: ignore[attr-defined]
@@ -43,5 +44,19 @@ def plan_source(source: SourceSettings, unit_images: int) -> list[Unit]:
 
 
 def read_unit(source: SourceSettings, unit: Unit) -> Iterator[Item]:
-    """The images of one unit. What cannot be read is an item with an `error`, never an exception."""
-    yield from KINDS[source.kind].read(source, unit)  # type: ignore[attr-defined]
+    """The images of one unit; what cannot be read is an item with an `error`, no exception.
+
+    As many items as the plan expects, where it does: an image that has gone since is one of them.
+    """
+    reason = "gone since the run was planned"
+    given = 0
+    try:
+        for item in KINDS[source.kind].read(source, unit):  # type: ignore[attr-defined]
+            given += 1
+            yield item
+    except Exception as error:  # whatever a filesystem or a damaged file raises
+        reason = f"not readable: {type(error).__name__}: {one_line(error, 200)}; the rest is lost"
+        if unit.images is None:
+            yield Item(key="", uri=unit.uri, error=reason)
+    for missing in range(given, unit.images or 0):
+        yield Item(key=f"#{missing}", uri=unit.uri, error=reason)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import TypeVar
 
 from curate import storage
-from curate.errors import one_line
+from curate.errors import CurateError, one_line
+
+T = TypeVar("T")
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff"})
 
 REMOTE_READS = 16  # single files in flight in one reader: latency, not bandwidth, is the limit
 REMOTE_TRIES = 3
+RETRY_PAUSE_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,36 @@ def file_units(uri: str, items: list[Item], unit_images: int) -> list[Unit]:
     ]
 
 
+def place_beside(uri: str, path: str) -> str:
+    """A path that stands in a list or table: relative to that file, unless it says otherwise."""
+    if "://" in path or path.startswith("/"):
+        return path
+    return storage.join(uri.rpartition("/")[0] or ".", path)
+
+
+def missing_column(uri: str, setting: str, column: str, names: Sequence[str]) -> CurateError:
+    known = f"set {setting} to one of {', '.join(names)}" if names else "it has no columns at all"
+    return CurateError(f"{uri}: no column {column!r}; {known}")
+
+
+def with_retries(uri: str, read: Callable[[], T]) -> T:
+    """What `read` returns; networks get a second chance, and a file that is not there does not."""
+    tries = 1 if storage.is_local(uri) else REMOTE_TRIES
+    for attempt in range(1, tries):
+        try:
+            return read()
+        except FileNotFoundError:
+            raise
+        except Exception:  # each filesystem has exceptions of its own
+            time.sleep(attempt * RETRY_PAUSE_S)
+    return read()
+
+
 def read_files(items: Iterable[Item]) -> Iterator[Item]:
-    """Fill in the bytes of single files, in order; remote ones several at a time."""
+    """Fill in the bytes of single files, in order; remote ones several at a time.
+
+    Items that have their bytes, or an error, pass as they are.
+    """
     waiting = iter(items)
     first = next(waiting, None)
     if first is None:
@@ -82,14 +115,12 @@ def read_files(items: Iterable[Item]) -> Iterator[Item]:
 
 def _read_file(item: Item) -> Item:
     """The item with its bytes, or with the reason why it has none."""
-    tries = 1 if storage.is_local(item.uri) else REMOTE_TRIES
-    while True:
-        tries -= 1
-        try:
-            data = storage.read_bytes(item.uri)
-            return replace(item, data=data, size=len(data))
-        except FileNotFoundError:
-            return replace(item, error="no such file")
-        except Exception as error:  # whatever a filesystem raises is this one image's trouble
-            if tries <= 0:
-                return replace(item, error=f"{type(error).__name__}: {one_line(error, 200)}")
+    if item.data is not None or item.error:
+        return item
+    try:
+        data = with_retries(item.uri, lambda: storage.read_bytes(item.uri))
+        return replace(item, data=data, size=len(data))
+    except FileNotFoundError:
+        return replace(item, error="no such file")
+    except Exception as error:  # whatever a filesystem raises is this one image's trouble
+        return replace(item, error=f"{type(error).__name__}: {one_line(error, 200)}")

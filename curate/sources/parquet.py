@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 from curate import storage
 from curate.config import ParquetSettings
 from curate.errors import CurateError, one_line
-from curate.sources.base import Item, Unit, read_files
+from curate.sources.base import Item, Unit, missing_column, place_beside, read_files
 
 FOOTERS_AT_ONCE = 32  # planning reads one footer a file
 ROWS_AT_ONCE = 128
 
 
 def plan(source: ParquetSettings, unit_images: int) -> list[Unit]:
-    """Units of whole row groups, the smallest thing that Parquet reads, of `unit_images` or more."""
+    """Units of `unit_images` rows or more: whole row groups, the least that Parquet reads."""
     files = storage.expand(source.path)
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         groups_of = list(pool.map(lambda file: _row_groups(source, file.uri), files))
@@ -46,11 +46,9 @@ def plan(source: ParquetSettings, unit_images: int) -> list[Unit]:
 
 
 def read(source: ParquetSettings, unit: Unit) -> Iterator[Item]:
-    try:
-        for row, record in _records(source, unit):
-            yield from _image_of(source, unit.uri, row, record)
-    except (OSError, pa.ArrowException) as error:
-        yield Item(key="", uri=unit.uri, error=f"table not readable: {one_line(error, 200)}")
+    yield from read_files(
+        _image_of(source, unit.uri, row, record) for row, record in _records(source, unit)
+    )
 
 
 def _row_groups(source: ParquetSettings, uri: str) -> list[int]:
@@ -63,9 +61,7 @@ def _row_groups(source: ParquetSettings, uri: str) -> list[int]:
     names = footer.schema.to_arrow_schema().names
     for setting, column in _columns(source).items():
         if column not in names:
-            raise CurateError(
-                f"{uri}: no column {column!r}; set {setting} to one of {', '.join(names)}"
-            )
+            raise missing_column(uri, setting, column, names)
     return [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
 
 
@@ -104,9 +100,9 @@ def _records(source: ParquetSettings, unit: Unit) -> Iterator[tuple[int, dict[st
                 row += 1
 
 
-def _image_of(
-    source: ParquetSettings, uri: str, row: int, record: dict[str, Any]
-) -> Iterator[Item]:
+def _image_of(source: ParquetSettings, uri: str, row: int, record: dict[str, Any]) -> Item:
+    """The image of one row, with its bytes where the row has them, else with the file's URI."""
+
     def text(column: str | None) -> str | None:
         value = record.get(column) if column else None
         return None if value is None else str(value)
@@ -116,11 +112,9 @@ def _image_of(
     image = record.get(source.path_column or source.image_column)
     if isinstance(image, dict):  # Hugging Face's Image feature
         image = image.get("bytes") or image.get("path")
-    if isinstance(image, bytes):
-        yield Item(key=key, uri=uri, size=len(image), row=row, label=label, data=image)
-    elif isinstance(image, str):
-        place = image if "://" in image else storage.join(uri.rpartition("/")[0] or ".", image)
-        yield from read_files([Item(key=key, uri=place, row=row, label=label)])
-    else:
-        reason = "no image in this row" if image is None else f"a {type(image).__name__}, no bytes"
-        yield Item(key=key, uri=uri, row=row, label=label, error=reason)
+    if isinstance(image, bytes) and image:
+        return Item(key=key, uri=uri, size=len(image), row=row, label=label, data=image)
+    if isinstance(image, str) and image:
+        return Item(key=key, uri=place_beside(uri, image), row=row, label=label)
+    reason = f"a {type(image).__name__}, no encoded image" if image else "no image in this row"
+    return Item(key=key, uri=uri, row=row, label=label, error=reason)

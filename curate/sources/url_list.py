@@ -9,7 +9,14 @@ from collections.abc import Iterator
 from curate import storage
 from curate.config import UrlListSettings
 from curate.errors import CurateError
-from curate.sources.base import Item, Unit, file_units, read_files
+from curate.sources.base import (
+    Item,
+    Unit,
+    file_units,
+    missing_column,
+    place_beside,
+    read_files,
+)
 
 
 def plan(source: UrlListSettings, unit_images: int) -> list[Unit]:
@@ -19,10 +26,13 @@ def plan(source: UrlListSettings, unit_images: int) -> list[Unit]:
         text = storage.read_bytes(file.uri).decode("utf-8-sig", "replace")
         suffix = file.uri.rpartition(".")[2].lower()
         if suffix in ("csv", "tsv"):
-            items = _rows(source, file.uri, text, "," if suffix == "csv" else "\t")
+            try:
+                items = _rows(source, file.uri, text, "," if suffix == "csv" else "\t")
+            except csv.Error as error:
+                raise CurateError(f"{file.uri}: not readable as {suffix}: {error}") from error
         else:
             lines = [line.strip() for line in text.splitlines()]
-            items = [Item(key=line, uri=_place(line, file.uri)) for line in lines if line]
+            items = [Item(key=line, uri=place_beside(file.uri, line)) for line in lines if line]
         items.sort(key=lambda item: (item.key, item.uri))
         items = items[:left]
         if left is not None:
@@ -45,21 +55,12 @@ def _rows(source: UrlListSettings, uri: str, text: str, delimiter: str) -> list[
     }
     for setting, column in columns.items():
         if column and column not in names:
-            raise CurateError(
-                f"{uri}: no column {column!r}; set {setting} to one of {', '.join(names)}"
-            )
+            raise missing_column(uri, setting, column, names)
     items = []
     for record in table:
         url = (record[source.url_column] or "").strip()
-        if url:
-            key = record[source.key_column] if source.key_column else url
-            label = record[source.label_column] if source.label_column else None
-            items.append(Item(key=key, uri=_place(url, uri), label=label))
+        if url:  # a short row has None for what it lacks
+            key = (record[source.key_column] if source.key_column else None) or url
+            label = (record[source.label_column] if source.label_column else None) or None
+            items.append(Item(key=key, uri=place_beside(uri, url), label=label))
     return items
-
-
-def _place(url: str, list_uri: str) -> str:
-    """A path in a list is relative to the list."""
-    if "://" in url or url.startswith("/"):
-        return url
-    return storage.join(list_uri.rpartition("/")[0] or ".", url)

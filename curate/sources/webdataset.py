@@ -13,7 +13,7 @@ from typing import BinaryIO
 from curate import storage
 from curate.config import WebDatasetSettings
 from curate.errors import CurateError, one_line
-from curate.sources.base import IMAGE_EXTENSIONS, Item, Unit
+from curate.sources.base import IMAGE_EXTENSIONS, Item, Unit, with_retries
 
 BLOCK = 512  # bytes; a tar is headers and padded files in such blocks, and two empty ones to end
 
@@ -29,7 +29,8 @@ def plan(source: WebDatasetSettings, unit_images: int) -> list[Unit]:
     units, left = [], source.limit
     for file in files:
         images = len(_index(file.uri))
-        units.append(Unit(file.uri, stop=min(left, images)))
+        if images:
+            units.append(Unit(file.uri, stop=min(left, images)))
         left -= min(left, images)
         if left == 0:
             break
@@ -37,23 +38,19 @@ def plan(source: WebDatasetSettings, unit_images: int) -> list[Unit]:
 
 
 def read(source: WebDatasetSettings, unit: Unit) -> Iterator[Item]:
-    """Images sorted by key. A damaged archive gives what it still holds, then an item that says so."""
-    try:
-        with _local_copy(unit.uri) as file:
-            for item in _items_of(file, unit.uri)[unit.start : unit.stop]:
-                if item.error or item.offset is None or item.size is None:
-                    yield item
-                    continue
-                file.seek(item.offset)
-                data = file.read(item.size)
-                if len(data) < item.size:
-                    yield replace(item, error="the archive ends inside this image")
-                else:
-                    yield replace(item, data=data)
-    except OSError as error:
-        yield Item(
-            key="", uri=unit.uri, error=f"archive not readable: {type(error).__name__}: {error}"
-        )
+    """Images sorted by key; a damaged archive gives what it still holds, then an item with the
+    damage."""
+    with _local_copy(unit.uri) as file:
+        for item in _items_of(file, unit.uri)[unit.start : unit.stop]:
+            if item.error or item.offset is None or item.size is None:
+                yield item
+                continue
+            file.seek(item.offset)
+            data = file.read(item.size)
+            if len(data) < item.size:
+                yield replace(item, error="the archive ends inside this image")
+            else:
+                yield replace(item, data=data)
 
 
 def _index(uri: str) -> list[Item]:
@@ -69,32 +66,51 @@ def _local_copy(uri: str) -> Iterator[BinaryIO]:
         with storage.open_seekable(uri) as file:
             yield file
         return
-    with tempfile.TemporaryFile() as copy, storage.open_seekable(uri) as remote:
-        shutil.copyfileobj(remote, copy, 8 << 20)
+    with tempfile.TemporaryFile() as copy:
+
+        def download() -> None:
+            copy.seek(0)
+            copy.truncate()
+            with storage.open_seekable(uri) as remote:
+                shutil.copyfileobj(remote, copy, 8 << 20)
+
+        with_retries(uri, download)
         yield copy
 
 
 def _items_of(file: BinaryIO, uri: str) -> list[Item]:
-    """Every image member, with the label from its sidecar, sorted by key."""
+    """Every image, with the label from its sidecar, sorted by key."""
     members, damage = _members_of(file)
-    images: list[Item] = []
+    named = [(*_split(member.name), member) for member in members]
+    plain = {stem for stem, middle, ext, _ in named if not middle and ext in IMAGE_EXTENSIONS}
+    images: list[tuple[str, Item]] = []
     labels: dict[str, str] = {}
-    for member in members:
-        folder, slash, name = member.name.rpartition("/")
-        stem, _, extension = name.partition(".")
-        key = f"{folder}{slash}{stem}"
-        if extension.lower() in IMAGE_EXTENSIONS:
-            images.append(
-                Item(key=key, uri=uri, offset=int(member.offset_data), size=int(member.size))
-            )
-        elif extension.lower() == "cls" and member.size < 4096:
+    for stem, middle, extension, member in named:
+        if extension == "cls" and member.size < 4096:
             file.seek(member.offset_data)
-            labels[key] = file.read(member.size).decode("utf-8", "replace").strip()
-    images.sort(key=lambda item: (item.key, item.offset))
-    items = [replace(item, label=labels.get(item.key)) for item in images]
+            label = file.read(member.size)
+            if len(label) == member.size:
+                labels[stem + middle] = label.decode("utf-8", "replace").strip()
+        elif extension in IMAGE_EXTENSIONS and not (middle and stem in plain):
+            key, offset = stem + middle, int(member.offset_data)
+            images.append((stem, Item(key=key, uri=uri, offset=offset, size=int(member.size))))
+    images.sort(key=lambda image: (image[1].key, image[1].offset))
+    items = [replace(item, label=labels.get(item.key, labels.get(stem))) for stem, item in images]
     if damage:
         items.append(Item(key="", uri=uri, error=f"archive damaged: {damage}; the rest is lost"))
     return items
+
+
+def _split(name: str) -> tuple[str, str, str]:
+    """`a/0001.seg.png` → (`a/0001`, `.seg`, `png`).
+
+    WebDataset's keys end at the first dot: beside a/0001.jpg this is a sidecar of its. With no
+    such image it is one itself, of key a/0001.seg, for not all who pack tars know that rule.
+    """
+    folder, slash, base = name.removeprefix("./").rpartition("/")
+    stem, dot, rest = base.partition(".")
+    middle, last_dot, extension = rest.rpartition(".")
+    return folder + slash + stem, (dot + middle) if last_dot else "", extension.lower()
 
 
 def _members_of(file: BinaryIO) -> tuple[list[tarfile.TarInfo], str | None]:

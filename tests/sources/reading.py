@@ -1,0 +1,49 @@
+"""Sources, planned and read whole as a run does it."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import TypeAdapter
+
+from curate import storage
+from curate.config import Source
+from curate.errors import CurateError
+from curate.sources import Item, plan_source, read_unit
+
+
+def source(kind: str, path: str | list[str], **settings: Any) -> Any:
+    document = {"name": "set", "kind": kind, "path": path, **settings}
+    return TypeAdapter(Source).validate_python(document)
+
+
+def read(kind: str, path: str | list[str], unit_images: int = 1000, **settings: Any) -> list[Item]:
+    """Every item, in plan order."""
+    settings_ = source(kind, path, **settings)
+    return [
+        item for unit in plan_source(settings_, unit_images) for item in read_unit(settings_, unit)
+    ]
+
+
+def error_of(kind: str, path: str | list[str], **settings: Any) -> str:
+    """What planning says; a line that names the source."""
+    with pytest.raises(CurateError) as error:
+        plan_source(source(kind, path, **settings), 1000)
+    message = str(error.value)
+    assert message.startswith("source set: ") and "\n" not in message
+    return message
+
+
+def write(root: str, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        storage.write_bytes(storage.join(root, name), data)
+
+
+def parquet(columns: dict[str, Any], row_group_rows: int = 1000) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file, row_group_size=row_group_rows)
+    return file.getvalue()

@@ -1,0 +1,154 @@
+"""Every kind of source, and what a run writes, on real S3 calls against a local server.
+
+The server is moto's. Its pins clash with those of aiobotocore, so it lives in a virtual environment
+of its own, `.venv-moto`, which the first run of these tests makes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from curate import plan, storage
+from curate.config import RunSettings, parse
+from curate.errors import CurateError
+from curate.sources import read_unit
+from tests.imagery import jpeg, tar
+from tests.sources.reading import error_of, parquet, read, write
+
+pytestmark = pytest.mark.slow
+
+VENV = Path(__file__).parents[2] / ".venv-moto"
+IMAGES = {f"{i}.jpg": jpeg(i) for i in range(8)}
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Path:
+    """The server's executable."""
+    executable = VENV / "bin" / "moto_server"
+    if not executable.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True, timeout=120)
+        pip = [str(VENV / "bin" / "pip"), "install", "--quiet", "moto[server]"]
+        try:
+            subprocess.run(pip, check=True, timeout=400, capture_output=True, text=True)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            pytest.skip(f"pip cannot install moto's server: {str(error.stderr)[-200:]}")
+    return executable
+
+
+@pytest.fixture(scope="session")
+def endpoint(moto_server: Path) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(
+        [str(moto_server), "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(300):
+            if server.poll() is not None:
+                raise RuntimeError("moto_server ended at once")
+            try:
+                urllib.request.urlopen(address, timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+@pytest.fixture
+def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """s3://… of a bucket of its own, reached as users reach theirs: by the environment alone."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    filesystem = fsspec.filesystem("s3")
+    filesystem.clear_instance_cache()
+    name = f"bucket-{uuid.uuid4().hex}"
+    fsspec.filesystem("s3").mkdir(name)
+    yield f"s3://{name}"
+    filesystem.clear_instance_cache()
+
+
+def run_settings(bucket: str) -> RunSettings:
+    write(bucket, {f"folder/class/{name}": data for name, data in IMAGES.items()})
+    members = [*IMAGES.items(), *((f"{i}.cls", b"class") for i in range(8))]
+    write(bucket, {"tars/a.tar": tar(members)})
+    write(bucket, {"tables/t.parquet": parquet({"image": list(IMAGES.values())}, 3)})
+    write(bucket, {"list.txt": b"\n".join(f"folder/class/{n}".encode() for n in IMAGES)})
+    sources = [
+        ("image_folder", "folder"),
+        ("webdataset", "tars/*.tar"),
+        ("parquet", "tables/*.parquet"),
+        ("url_list", "list.txt"),
+    ]
+    document = {
+        "target": {"kind": "image_folder", "path": f"{bucket}/folder"},
+        "open": [
+            {"name": kind, "kind": kind, "path": f"{bucket}/{path}"} for kind, path in sources
+        ],
+        "output": f"{bucket}/run",
+    }
+    return parse(document, "test")
+
+
+def test_plan_and_read_every_kind(bucket: str) -> None:
+    settings = run_settings(bucket)
+    plan.write(f"{bucket}/run/plan.parquet", plan.make(settings))
+    planned = plan.read(f"{bucket}/run/plan.parquet")
+    assert planned == plan.from_table(plan.to_table(plan.make(settings)))
+    by_name = {source.name: source for source in settings.open}
+    for unit in planned[1:]:
+        items = list(read_unit(by_name[unit.source], unit.unit))
+        assert [item.data for item in items] == list(IMAGES.values()), unit.source
+        for item in items:
+            assert item.uri.startswith(bucket) and item.error is None
+            if item.offset is not None and item.size is not None:
+                assert storage.read_range(item.uri, item.offset, item.size) == item.data
+    assert {unit.source for unit in planned[1:]} == set(by_name)
+
+
+def test_storage(bucket: str) -> None:
+    uri = f"{bucket}/a/b/file.bin"
+    assert not storage.exists(uri) and storage.names_in(f"{bucket}/a/b") == set()
+    storage.write_bytes(uri, b"one")
+    assert storage.names_in(f"{bucket}/a/b") == {"file.bin"}
+    storage.write_bytes(uri, b"two two")
+    assert storage.read_bytes(uri) == b"two two" and storage.read_range(uri, 4, 3) == b"two"
+    with storage.open_seekable(uri) as file:
+        file.seek(-3, 2)
+        assert file.read() == b"two"
+    assert [(file.uri, file.size) for file in storage.find(bucket)] == [(uri, 7)]
+    assert [file.uri for file in storage.expand([f"{bucket}/*/b/*.bin"])] == [uri]
+    storage.remove_tree(f"{bucket}/a")
+    assert not storage.exists(uri)
+
+
+def test_what_is_not_there(bucket: str) -> None:
+    write(bucket, {"list.txt": b"gone.jpg"})
+    (item,) = read("url_list", f"{bucket}/list.txt")
+    assert item.error == "no such file"
+    assert "matches no file" in error_of("webdataset", f"{bucket}/*.tar")
+    assert "no such folder" in error_of("image_folder", f"{bucket}/none")
+    error_of("image_folder", "s3://no-such-bucket-anywhere/none")
+    with pytest.raises(CurateError, match="cannot be written"):
+        storage.write_bytes("s3://no-such-bucket-anywhere/file", b"data")

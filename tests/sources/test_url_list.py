@@ -1,0 +1,147 @@
+"""Lists of files, and the web."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from curate import storage
+from curate.sources import base, plan_source
+from tests.imagery import jpeg, tar
+from tests.sources.reading import error_of, parquet, read, source, write
+
+IMAGES = {f"{i:02d}.jpg": jpeg(i) for i in range(12)}
+
+
+def test_text_of_paths(root: str) -> None:
+    write(root, {f"images/{name}": data for name, data in IMAGES.items()})
+    lines = [f"images/{name}" for name in reversed(IMAGES)]
+    lines[3] = storage.join(root, lines[3])
+    lines[5] = "images/gone.jpg"
+    text = "\ufeff" + "\r\n".join([*lines, "", "   "])
+    write(root, {"list.txt": text.encode()})
+    items = read("url_list", storage.join(root, "list.txt"), unit_images=5)
+    assert [item.key for item in items] == sorted(lines)
+    assert [item.error for item in items if item.key == lines[5]] == ["no such file"]
+    for item in items:
+        assert item.error or item.data == IMAGES[item.uri.rpartition("/")[2]]
+
+
+@pytest.mark.parametrize(("suffix", "comma"), [("csv", ","), ("tsv", "\t")])
+def test_table_with_keys_and_labels(root: str, suffix: str, comma: str) -> None:
+    write(root, IMAGES)
+    rows = [["where", "id", "class"], ["02.jpg", "b", '"x y"'], ["01.jpg", "a", ""]]
+    rows += [["", "empty", "z"], ["03.jpg"]]
+    text = "\n".join(comma.join(row) for row in rows)
+    write(root, {f"list.{suffix}": text.encode()})
+    items = read(
+        "url_list",
+        storage.join(root, f"list.{suffix}"),
+        url_column="where",
+        key_column="id",
+        label_column="class",
+    )
+    assert [(item.key, item.label) for item in items] == [
+        ("03.jpg", None),
+        ("a", None),
+        ("b", "x y"),
+    ]
+    assert [item.data for item in items] == [IMAGES[n] for n in ("03.jpg", "01.jpg", "02.jpg")]
+
+
+@pytest.mark.parametrize("limit", [1, 4, 5, 6, 10, 12, 30])
+def test_limit_takes_the_first_across_lists(root: str, limit: int) -> None:
+    names = list(IMAGES)
+    write(root, {"1.txt": "\n".join(names[:5]).encode(), "2.txt": "\n".join(names[5:]).encode()})
+    settings = source("url_list", storage.join(root, "*.txt"), limit=limit)
+    units = plan_source(settings, 3)
+    assert [item.key for unit in units for item in unit.items or ()] == names[:limit]
+
+
+def test_errors_name_file_and_column(root: str) -> None:
+    write(root, {"list.csv": b"link,class\n1.jpg,a\n", "empty.csv": b"", "empty.txt": b"\n\n"})
+    message = error_of("url_list", storage.join(root, "list.csv"))
+    assert message.endswith("list.csv: no column 'url'; set url_column to one of link, class")
+    assert "no columns at all" in error_of("url_list", storage.join(root, "empty.csv"))
+    assert "no images" in error_of("url_list", storage.join(root, "empty.txt"))
+    assert "matches no file" in error_of("url_list", storage.join(root, "gone.txt"))
+    write(root, {"long.csv": b"url\n" + b"x" * 200_000})
+    assert "not readable as csv" in error_of("url_list", storage.join(root, "long.csv"))
+
+
+# The web
+
+
+class _Site(http.server.BaseHTTPRequestHandler):
+    """/00.jpg … images; /hang-up breaks the connection, /short after half of what it promised;
+    /flaky/… works at the second try."""
+
+    protocol_version = "HTTP/1.1"
+    files: dict[str, bytes]
+    tries: dict[str, int]
+
+    def do_GET(self) -> None:
+        path = self.path.lstrip("/")
+        self.tries[path] = self.tries.get(path, 0) + 1
+        flaky = path.startswith("flaky/") and self.tries[path] == 1
+        if path == "hang-up" or flaky:
+            self.close_connection = True
+            return
+        data = self.files.get(path.removeprefix("flaky/"))
+        if path == "short":
+            data = b"half"
+        self.send_response(200 if data else 404)
+        promised = len(data or b"") * (2 if path == "short" else 1)
+        self.send_header("Content-Length", str(promised))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(data or b"")
+        self.close_connection = path == "short"
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(base, "RETRY_PAUSE_S", 0.01)
+    handler = type("Site", (_Site,), {"files": dict(IMAGES), "tries": {}})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    handler.files["a.tar"] = tar(list(IMAGES.items()))
+    handler.files["t.parquet"] = parquet({"image": list(IMAGES.values())})
+    names = [*IMAGES, "gone.jpg", "hang-up", "short", "flaky/07.jpg"]
+    address = f"http://127.0.0.1:{server.server_port}"
+    handler.files["list.txt"] = "\n".join(f"{address}/{name}" for name in names).encode()
+    yield address
+    server.shutdown()
+    server.server_close()
+
+
+def test_http_in_order_with_what_fails(site: str) -> None:
+    items = read("url_list", f"{site}/list.txt")
+    by_name = {item.key.removeprefix(site + "/"): item for item in items}
+    assert [item.key for item in items] == sorted(item.key for item in items)
+    assert {name: by_name[name].data for name in IMAGES} == IMAGES
+    assert by_name["gone.jpg"].error == "no such file"
+    assert "ServerDisconnectedError" in (by_name["hang-up"].error or "")
+    assert by_name["short"].data is None and by_name["short"].error
+    assert by_name["flaky/07.jpg"].data == IMAGES["07.jpg"]
+
+
+@pytest.mark.parametrize(("kind", "name"), [("webdataset", "a.tar"), ("parquet", "t.parquet")])
+def test_archives_over_http(site: str, kind: str, name: str) -> None:
+    items = read(kind, f"{site}/{name}")
+    assert [item.data for item in items] == list(IMAGES.values())
+    assert "matches no file" in error_of(kind, f"{site}/none-{name}")
+
+
+def test_a_server_that_is_not_there() -> None:
+    assert "127.0.0.1:9" in error_of("url_list", "http://127.0.0.1:9/list.txt")

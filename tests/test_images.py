@@ -1,0 +1,353 @@
+"""Decoding: every format right, and whatever is damaged, huge or no image refused in one line."""
+
+from __future__ import annotations
+
+import io
+import random
+import resource
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from curate.images import Refused, decode, resize_crop
+from tests.imagery import bombs, encode, every_format, picture
+
+FORMATS = sorted(every_format())
+LIMITS = {"min_px": 8, "max_pixels": 100_000_000}
+
+
+def pixels_of(data: bytes, **options: int) -> np.ndarray:
+    return np.asarray(decode(data, **(LIMITS | options)).rgb)
+
+
+def refusal_of(data: bytes, **options: int) -> str:
+    with pytest.raises(Refused) as refused:
+        decode(data, **(LIMITS | options))
+    reason = str(refused.value)
+    assert reason and "\n" not in reason and len(reason) < 250
+    return reason
+
+
+# Whole files
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_shows_the_picture(name: str) -> None:
+    decoded = decode(every_format()[name], **LIMITS)
+    assert (decoded.rgb.mode, decoded.rgb.size) == ("RGB", (48, 32))
+    assert (decoded.width, decoded.height) == (48, 32)
+    expected = np.asarray(picture(), np.float64)
+    got = np.asarray(decoded.rgb, np.float64)
+    if "grey" in name or "1bit" in name:
+        expected = np.asarray(picture().convert("L").convert("RGB"), np.float64)
+    if "alpha" in name:  # the gradient lets white through at the top
+        assert (got[0] >= 250).all()
+        expected, got = expected[-2:], got[-2:]
+    if "1bit" in name:  # dithered: right on average
+        expected, got = expected.mean((0, 1)), got.mean((0, 1))
+    if "grey-alpha" in name:
+        expected = expected.mean(2, keepdims=True)
+    assert np.abs(got - expected).mean() < 16
+
+
+@pytest.mark.parametrize("name", ["png", "png-rgb16", "webp-lossless", "bmp", "tiff", "tiff-lzw"])
+def test_lossless_formats_are_exact(name: str) -> None:
+    assert (pixels_of(every_format()[name]) == np.asarray(picture())).all()
+
+
+@pytest.mark.parametrize("name", ["png-grey16", "tiff-grey16"])
+def test_16_bits_keep_their_upper_8(name: str) -> None:
+    grey = np.asarray(picture().convert("L"))
+    assert (pixels_of(every_format()[name]) == grey[..., None]).all()
+
+
+def test_transparency_is_over_white() -> None:
+    palette = picture().quantize(64)
+    got = pixels_of(encode(palette, "PNG", transparency=3))
+    through = np.asarray(palette) == 3
+    assert through.any()
+    assert (got[through] == 255).all()
+    assert (got[~through] == np.asarray(palette.convert("RGB"))[~through]).all()
+
+
+def test_transparency_of_one_colour() -> None:
+    rgb = picture()
+    rgb.putpixel((5, 5), (1, 2, 3))
+    assert pixels_of(encode(rgb, "PNG", transparency=(1, 2, 3)))[5, 5].tolist() == [255] * 3
+
+
+@pytest.mark.parametrize("name", ["gif-animated", "webp-animated", "jpeg-mpo"])
+def test_an_animation_is_its_first_picture(name: str) -> None:
+    got = pixels_of(every_format()[name]).astype(int)
+    first, second = (np.asarray(p, int) for p in (picture(), picture().rotate(180)))
+    assert np.abs(got - first).mean() < 16 < np.abs(got - second).mean()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(kind: str, orientation: int) -> None:
+    """Stored so that EXIF's table for each orientation brings back the upright picture."""
+    upright = np.asarray(picture())
+    # EXIF 2.32, table 6: where row 0 and column 0 of the stored picture lie when it is upright
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    options = {"quality": 95} if kind in ("JPEG", "WEBP") else {}
+    image = Image.fromarray(np.ascontiguousarray(stored))
+    got = pixels_of(encode(image, kind, exif=exif, **options)).astype(int)
+    assert got.shape == upright.shape
+    assert np.abs(got - upright).mean() < 8
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0", b"Exif\0\0II*\0\x08\0\0\0\xff"])
+def test_unreadable_exif_leaves_the_picture_as_it_is(exif: bytes) -> None:
+    plain = pixels_of(encode(picture(), "JPEG"))
+    assert (pixels_of(encode(picture(), "JPEG", exif=exif)) == plain).all()
+
+
+# Damage
+
+GOOD_AFTER_ALL = {  # what may be cut off without the loss of a pixel
+    "gif": 2,  # the terminators
+    "gif-flat": 2,
+    "jpeg-mpo": None,  # further pictures
+    "gif-animated": None,
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_truncated_wherever_it_is_cut(name: str) -> None:
+    """Every length of every file is refused, but where what is missing holds nothing of the
+    picture."""
+    data = every_format()[name]
+    whole = pixels_of(data)
+    accepted = []
+    for length in range(len(data)):
+        try:
+            got = pixels_of(data[:length])
+        except Refused:
+            continue
+        assert (got == whole).all(), f"cut at {length} of {len(data)} changed the picture"
+        accepted.append(length)
+    allowed = 4 if name.startswith("png") else GOOD_AFTER_ALL.get(name, 0)  # the end's checksum
+    if allowed is not None:
+        assert len(accepted) <= allowed
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_truncated_when_larger_than_one_read(kind: str) -> None:
+    """Pillow reads 64 KB at a time, and images of more than that take other ways through it."""
+    options = {"quality": 98} if kind in ("JPEG", "WEBP") else {}
+    data = encode(picture(600, 500), kind, **options)
+    assert len(data) > 2 << 16
+    for share in (0.1, 0.4, 0.7, 0.95, 0.999):
+        refusal_of(data[: int(len(data) * share)])
+        refusal_of(data[: int(len(data) * share)], target_px=64)
+
+
+@pytest.mark.parametrize("target_px", [None, 20])
+@pytest.mark.parametrize(
+    "name", ["jpeg", "jpeg-grey", "jpeg-cmyk", "jpeg-restart", "jpeg-444", "jpeg-exif"]
+)
+def test_jpeg_cut_and_closed_with_an_end_marker(name: str, target_px: int | None) -> None:
+    """libjpeg fills in grey and reports success; the last block is all that may go unnoticed."""
+    data = every_format(200, 160)[name]
+    start = data.index(b"\xff\xda") + 30
+    accepted = [
+        cut
+        for cut in range(start, len(data) - 4, max(5, len(data) // 300))
+        if _decodes(data[:cut] + b"\xff\xd9", target_px=target_px)
+    ]
+    assert all(len(data) - cut < len(data) / 50 for cut in accepted), accepted
+
+
+def test_progressive_jpeg_cut_and_closed_with_an_end_marker() -> None:
+    """Refused wherever a scan is missing. Inside the last one only the finest detail is."""
+    data = every_format(200, 160)["jpeg-progressive"]
+    whole = pixels_of(data).astype(int)
+    last_scan = data.rindex(b"\xff\xda")
+    for cut in range(data.index(b"\xff\xda") + 30, len(data) - 2, 11):
+        closed = data[:cut] + b"\xff\xd9"
+        if cut < last_scan:
+            refusal_of(closed)
+        elif _decodes(closed):
+            assert np.abs(pixels_of(closed) - whole).mean() < 4
+
+
+def test_grey_corners_are_no_damage() -> None:
+    """What looks like the filling of a JPEG that ended early, and is in the picture."""
+    image = picture(200, 160)
+    image.paste((128, 128, 128), (100, 60, 200, 160))
+    for mode in ("RGB", "L", "CMYK"):
+        for options in ({}, {"progressive": True}, {"restart_marker_blocks": 3}):
+            data = encode(image.convert(mode), "JPEG", **options)
+            for target_px in (None, 20):
+                decode(data, **LIMITS, target_px=target_px)
+    decode(encode(Image.new("RGB", (64, 64), (128, 128, 128)), "JPEG"), **LIMITS)
+
+
+def test_png_checksums() -> None:
+    """Any flipped bit of the image data is found, wherever the picture would have been cut."""
+    data = bytearray(every_format()["png"])
+    start = data.index(b"IDAT") + 4
+    for place in range(start, len(data) - 16, 97):
+        damaged = bytearray(data)
+        damaged[place] ^= 0x10
+        refusal_of(bytes(damaged))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_flipped_bits_are_refused_or_decoded_and_nothing_else(name: str) -> None:
+    data = every_format()[name]
+    rng = random.Random(f"flips of {name}")
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(data)
+        # Headers are where the crashes are
+        span = rng.choice([60, 600, len(data)])
+        for _ in range(rng.choice([1, 1, 2, 8])):
+            damaged[rng.randrange(min(span, len(data)))] ^= 1 << rng.randrange(8)
+        try:
+            decoded = decode(bytes(damaged), **LIMITS, target_px=rng.choice([None, 8]))
+            assert decoded.rgb.mode == "RGB"
+        except Refused as reason:
+            assert "\n" not in str(reason)
+            refused += 1
+    assert refused
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "not an image"),
+        (b"PK\x03\x04\x14\0\0\0\x08\0" + bytes(100), "not an image"),
+        (random.Random(0).randbytes(5000), "not an image"),
+        (b"\xff\xd8\xff", "not an image"),
+        (b"RIFF\x10\0\0\0WEBP", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n", "not an image"),
+    ],
+    ids=["empty", "html", "zip", "random", "jpeg-start", "webp-start", "postscript"],
+)
+def test_no_image(data: bytes, reason: str) -> None:
+    assert reason in refusal_of(data)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(("side", "fits"), [(7, False), (8, True)])
+def test_smallest_side(side: int, fits: bool) -> None:
+    for kind in ("JPEG", "PNG", "WEBP"):
+        assert _decodes(encode(picture(side, 40), kind)) == fits
+        assert _decodes(encode(picture(40, side), kind)) == fits
+    assert refusal_of(encode(picture(7, 40), "PNG")) == "7×40 is under min_px 8"
+
+
+def test_most_pixels() -> None:
+    data = encode(picture(40, 25), "PNG")
+    assert pixels_of(data, max_pixels=1000).shape == (25, 40, 3)
+    assert refusal_of(data, max_pixels=999) == "40×25 is over max_pixels 999"
+
+
+@pytest.mark.parametrize("name", sorted(bombs()))
+def test_bombs_are_refused_before_their_pixels_are_allocated(name: str) -> None:
+    """20,000 × 20,000 takes 1.2 GB; the process may grow by 100 MB and must say no."""
+    data = bombs()[name]
+    tracemalloc.start()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        assert "is over max_pixels" in refusal_of(data) or "bomb" in refusal_of(data)
+        assert tracemalloc.get_traced_memory()[1] < 5 << 20
+    finally:
+        tracemalloc.stop()
+    grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown_kb < 100_000
+
+
+def test_bombs_in_a_process_that_has_no_memory_for_them() -> None:
+    """The same with the address space limited, where an allocation of that size fails."""
+    script = """
+import resource
+from curate.images import Refused, decode
+from tests.imagery import bombs
+files = bombs()
+size = int(open("/proc/self/statm").read().split()[0]) * 4096
+resource.setrlimit(resource.RLIMIT_AS, (size + (200 << 20),) * 2)
+for name, data in files.items():
+    try:
+        decode(data, min_px=8, max_pixels=100_000_000)
+    except Refused as reason:
+        assert "max_pixels" in str(reason) or "bomb" in str(reason), (name, reason)
+    else:
+        raise SystemExit(name + " was decoded")
+"""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("needs /proc")
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+# On the way to the encoder
+
+
+@pytest.mark.parametrize("target_px", [16, 50, 64, 100, 128, 160, 224, 256])
+@pytest.mark.parametrize(("width", "height"), [(1023, 769), (512, 513), (300, 900)])
+def test_draft_keeps_twice_the_target(target_px: int, width: int, height: int) -> None:
+    data = encode(picture(width, height), "JPEG")
+    decoded = decode(data, **LIMITS, target_px=target_px)
+    assert (decoded.width, decoded.height) == (width, height)
+    assert min(decoded.rgb.size) >= min(2 * target_px, width, height)
+    if min(width, height) >= 4 * target_px:
+        assert decoded.rgb.width < width, "and is smaller where that is possible"
+
+
+@pytest.mark.parametrize("crop_fraction", [1.0, 0.875, 0.9, 0.5])
+@pytest.mark.parametrize(
+    ("width", "height"), [(64, 64), (500, 375), (375, 500), (61, 300), (20, 24), (1500, 1100)]
+)
+def test_resize_crop_is_resize_then_crop(width: int, height: int, crop_fraction: float) -> None:
+    """Against the whole image resized and then cropped: 1 grey level on average. It is no exact
+    match since there the crop snaps to whole pixels of the resized image, and so does its other
+    side; hence the field is smooth."""
+    smooth = picture(6, 5).resize((width, height), Image.Resampling.BICUBIC)
+    image_px = 56
+    resized_px = round(image_px / crop_fraction)
+    scale = resized_px / min(width, height)
+    whole = smooth.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
+    left, top = (whole.width - image_px) / 2, (whole.height - image_px) / 2
+    whole = whole.crop((round(left), round(top), round(left) + image_px, round(top) + image_px))
+    got = resize_crop(smooth, image_px, crop_fraction)
+    assert (got.shape, got.dtype) == ((image_px, image_px, 3), np.uint8)
+    difference = np.abs(got.astype(int) - np.asarray(whole))
+    steepest = np.abs(np.diff(np.asarray(whole).astype(int), axis=1)).mean()
+    assert difference.mean() < 1 + steepest / 2
+
+
+def test_resize_crop_after_draft_is_close_to_without() -> None:
+    data = encode(picture(1023, 769), "JPEG", quality=95)
+    shrunk = decode(data, **LIMITS, target_px=100).rgb
+    assert shrunk.width < 1023
+    with_draft = resize_crop(shrunk, 88, 0.875).astype(int)
+    without = resize_crop(Image.open(io.BytesIO(data)), 88, 0.875).astype(int)
+    assert np.abs(with_draft - without).mean() < 1.5
+
+
+def _decodes(data: bytes, **options: int | None) -> bool:
+    try:
+        decode(data, **(LIMITS | options))
+    except Refused:
+        return False
+    return True
