@@ -274,5 +274,7 @@ def _resources(settings: EmbedSettings) -> _Resources:
         fixed = actors <= gpus
         return _Resources(actors, actors if fixed else 1, 0, 1, 1)
     actors = settings.workers or max(1, cpus // CPU_THREADS)
+    # Ray Data reserves a share of the CPUs for each operator. On a small machine these shares round
+    # down to one CPU or none, and cores stay idle; smaller claims than a whole CPU avoid that.
     actor_cpus = min(CPU_THREADS / 2, cpus / 2 / actors)
-    return _Resources(actors, actors, actor_cpus, 0, min(1.0, cpus / 2))
+    return _Resources(actors, actors, actor_cpus, 0, 1.0 if cpus >= 8 else 0.5)

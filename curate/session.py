@@ -17,8 +17,6 @@ from curate.errors import CurateError, one_line
 
 STUCK_AFTER_S = 600
 
-_cpus_per_core = 1.0  # more only in the embedded Ray of a small machine
-
 
 def connect(address: str | None = None, *, verbose: bool = False) -> None:
     """Join the cluster at `address` or RAY_ADDRESS, as every submitted job does, or start a local
@@ -54,14 +52,7 @@ def _init(address: str | None, level: int, verbose: bool) -> None:
     if address:
         ray.init(address=address, logging_level=level, log_to_driver=verbose)
         return
-    global _cpus_per_core
-    cores = os.cpu_count() or 1
-    # A small machine is given more CPUs than it has cores: Ray Data reserves one for each of its
-    # operators, and would leave the other idle (measured: a third of the time).
-    cpus = max(4, cores)
-    _cpus_per_core = cpus / cores
     ray.init(
-        num_cpus=cpus,
         include_dashboard=False,
         # A task is one thread, as on every cluster, whatever this shell exports
         runtime_env={
@@ -74,11 +65,6 @@ def _init(address: str | None, level: int, verbose: bool) -> None:
         logging_level=level,
         log_to_driver=verbose,
     )
-
-
-def cpus_per_core() -> float:
-    """What a task that keeps a core busy must ask for, lest two of them share one."""
-    return _cpus_per_core
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from curate.coreset.merge import extend, merge
 from curate.coreset.rounds import RanOut, Selection, run_rounds
 from curate.coreset.similarity import Centroids, NotUnit
 from curate.errors import CurateError
-from curate.session import cpus_per_core, results
+from curate.session import results
 from curate.shards import Shard, read_embeddings
 from curate.storage import is_local
 
@@ -123,8 +123,7 @@ def _scan_all(
     after: Floor | None = None,
 ) -> Candidates:
     """Scan all shards and merge, FAN_IN tables at a time."""
-    scan_group = _scan_group.options(num_cpus=cpus_per_core())
-    tables = [scan_group.remote(group, centroids, floor, length, after) for group in groups]
+    tables = [_scan_group.remote(group, centroids, floor, length, after) for group in groups]
     while len(tables) > FAN_IN:
         tables = [
             _merge_group.remote(length, *tables[i : i + FAN_IN])
