@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from curate import config, embed, encoders, plan, session
 from curate.encoders import Embedder
 from curate.images import decode, resize_crop
+from curate.settings import RunSettings
 
 IMAGE_PX = 224
 CROP_FRACTION = 0.875
@@ -56,7 +57,7 @@ def collate(images: list[NDArray[np.uint8]]) -> torch.Tensor:
     return torch.from_numpy(np.stack(images))
 
 
-def bare_loop(settings: config.RunSettings, paths: list[Path]) -> tuple[float, NDArray]:
+def bare_loop(settings: RunSettings, paths: list[Path]) -> tuple[float, NDArray]:
     """(seconds, embeddings (N, D))."""
     begun = time.monotonic()
     cores = os.cpu_count() or 1
@@ -67,7 +68,7 @@ def bare_loop(settings: config.RunSettings, paths: list[Path]) -> tuple[float, N
     return time.monotonic() - begun, rows
 
 
-def ours(settings: config.RunSettings) -> tuple[float, NDArray]:
+def ours(settings: RunSettings) -> tuple[float, NDArray]:
     """(seconds with Ray already up, embeddings (N, D)) of the project's own stage."""
     begun = time.monotonic()
     units = [unit for unit in plan.make(settings) if unit.set == "open"]
@@ -77,7 +78,7 @@ def ours(settings: config.RunSettings) -> tuple[float, NDArray]:
     return seconds, np.concatenate([np.stack(t["embedding"].to_numpy()) for t in tables])
 
 
-def settings_for(folder: Path, output: Path) -> config.RunSettings:
+def settings_for(folder: Path, output: Path) -> RunSettings:
     source = {"kind": "image_folder", "path": str(folder)}
     return config.parse(
         {

@@ -9,7 +9,6 @@ several, which are joined into its one file when the last has come.
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -25,15 +24,16 @@ from ray.data import ActorPoolStrategy, DataContext
 
 from curate import plan as plans
 from curate import shards, storage
-from curate.config import EmbedSettings, EncoderSettings, RunSettings
 from curate.encoders import Embedder, Encoder, rebuild
 from curate.errors import CurateError
 from curate.parts import read_parts, reject_row
 from curate.plan import PlannedUnit
 from curate.progress import Progress
 from curate.session import cause_of, results
+from curate.settings import EmbedSettings, EncoderSettings, RunSettings
 
 CPU_THREADS = 4  # of one CPU actor; beyond that, more actors scale better than more threads
+ACTOR_CPUS = 0.01  # enough to keep off a head node without CPUs
 MAX_BLOCKS = 1024  # of the plan: one of a million units goes round as blocks of a thousand
 COUNTED_AT_ONCE = 256  # units one counting task opens
 
@@ -78,13 +78,12 @@ def _count_units(output: str, units: list[PlannedUnit]) -> list[UnitCount]:
     rejects = storage.names_in(storage.join(output, "rejected"))
     counts = []
     for unit in units:
-        table = shards.read_arrow(unit.embeddings_uri(output))
+        note = shards.read_note(unit.embeddings_uri(output))
         rejected_uri = unit.rejected_uri(output)
         rejected = 0
         if os.path.basename(rejected_uri) in rejects:
             rejected = shards.count_rows(rejected_uri)
-        seen = json.loads(table.schema.metadata[b"curate"])["seen"]
-        counts.append(UnitCount(seen, table.num_rows, rejected))
+        counts.append(UnitCount(note["seen"], note["embedded"], rejected))
     return counts
 
 
@@ -99,7 +98,7 @@ def _embed_pending(
         storage.remove_tree(storage.join(settings.output, "embeddings", set_name, ".parts"))
     # By a file, not through the object store: an actor restarted after its node was lost needs it
     encoder.save(weights_uri(settings.output))
-    resources = _resources(settings.embed)
+    pool = _pool(settings.embed)
     table = plans.to_table(pending)
     per_block = -(-len(pending) // MAX_BLOCKS)
     blocks = [table.slice(i, per_block) for i in range(0, len(pending), per_block)]
@@ -111,7 +110,9 @@ def _embed_pending(
             read_parts,  # type: ignore[arg-type]
             batch_size=1,
             batch_format="pyarrow",
-            num_cpus=resources.reader_cpus,
+            # Ray Data reserves a share of the CPUs for each operator, which on a small machine is
+            # one CPU or none: a whole CPU a reader would leave cores idle
+            num_cpus=0.5,
             fn_kwargs={
                 "output": settings.output,
                 "sources": {
@@ -126,9 +127,10 @@ def _embed_pending(
             EmbedParts,
             batch_size=None,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.actors),
-            num_cpus=resources.actor_cpus,
-            num_gpus=resources.actor_gpus,
+            compute=ActorPoolStrategy(min_size=pool.min_size, max_size=pool.max_size),
+            num_cpus=pool.num_cpus,
+            num_gpus=pool.num_gpus,
+            scheduling_strategy="SPREAD",
             fn_constructor_kwargs={
                 "settings": settings.encoder,
                 "weights_uri": weights_uri(settings.output),
@@ -235,8 +237,9 @@ def _write_unit(shard: str, rejected: str, seen: int, table: pa.Table, rejects: 
     """The embeddings come last: where they are, the unit is done."""
     if len(rejects):
         shards.write_parquet(rejected, rejects)
-    note = {b"curate": json.dumps({"seen": seen}).encode()}
-    shards.write_arrow(shard, table.replace_schema_metadata(note))
+    else:
+        storage.remove_tree(rejected)  # of an earlier embedding of the unit
+    shards.write_arrow(shard, shards.with_note(table, seen=seen, embedded=len(table)))
 
 
 def _part_uri(shard: str, number: int, kind: str) -> str:
@@ -249,18 +252,20 @@ def _part_uri(shard: str, number: int, kind: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Resources:
-    actors: int
-    min_actors: int
-    actor_cpus: float
-    actor_gpus: float
-    reader_cpus: float
+class _Pool:
+    """The actors: how many at least and at most, and what each claims."""
+
+    min_size: int
+    max_size: int
+    num_cpus: float
+    num_gpus: float
 
 
-def _resources(settings: EmbedSettings) -> _Resources:
-    """One actor a GPU where there are any, else one every CPU_THREADS CPUs; readers take the rest.
+def _pool(settings: EmbedSettings) -> _Pool:
+    """One actor a GPU where there are any, else one every CPU_THREADS CPUs.
 
-    Actors never claim the last CPU: what feeds them needs one.
+    Actors claim next to no CPU: what feeds them needs it, and when a node is lost, the actors that
+    move to the others would otherwise claim all there is, and wait for ever for something to do.
     """
     cluster = ray.cluster_resources()
     gpus, cpus = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 1))
@@ -271,10 +276,6 @@ def _resources(settings: EmbedSettings) -> _Resources:
         )
     if settings.device == "gpu" or (settings.device == "auto" and gpus):
         actors = settings.workers or gpus
-        fixed = actors <= gpus
-        return _Resources(actors, actors if fixed else 1, 0, 1, 1)
+        return _Pool(actors if actors <= gpus else 1, actors, ACTOR_CPUS, 1)
     actors = settings.workers or max(1, cpus // CPU_THREADS)
-    # Ray Data reserves a share of the CPUs for each operator. On a small machine these shares round
-    # down to one CPU or none, and cores stay idle; smaller claims than a whole CPU avoid that.
-    actor_cpus = min(CPU_THREADS / 2, cpus / 2 / actors)
-    return _Resources(actors, actors, actor_cpus, 0, 1.0 if cpus >= 8 else 0.5)
+    return _Pool(actors, actors, ACTOR_CPUS, 0)

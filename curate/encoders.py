@@ -20,8 +20,8 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from curate import storage
-from curate.config import EncoderSettings
 from curate.errors import CurateError, one_line
+from curate.settings import EncoderSettings
 
 StateDict = dict[str, Tensor]
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from curate import plan as plans
 from curate import shards
-from curate.config import ImageSettings, SourceSettings
 from curate.encoders import Preprocessing
 from curate.images import Refused, decode, resize_crop
 from curate.plan import PlannedUnit
+from curate.settings import ImageSettings, SourceSettings
 from curate.sources import Item, read_unit
 
 PART_BYTES = 160 << 20  # of pixels: 1,000 images of 224 px

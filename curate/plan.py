@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate import storage
-from curate.config import RunSettings
 from curate.errors import CurateError, one_line
+from curate.settings import RunSettings
 from curate.sources import Item, Unit, plan_source
 
 SetName = Literal["target", "open"]

@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from curate import __version__, encoders, plan, storage
-from curate.config import RunSettings
 from curate.errors import CurateError
 from curate.plan import PlannedUnit
+from curate.settings import RunSettings
 
 log = logging.getLogger(__name__)
 

@@ -28,13 +28,13 @@ from curate import (
     storage,
 )
 from curate.accounting import Counts
-from curate.config import RunSettings
 from curate.coreset import baselines
 from curate.coreset.distributed import Limits, select
 from curate.coreset.rounds import Selection
 from curate.embed import UnitCount
 from curate.errors import CurateError
 from curate.plan import PlannedUnit
+from curate.settings import RunSettings
 from curate.shards import Shard
 
 log = logging.getLogger(__name__)

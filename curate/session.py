@@ -53,6 +53,7 @@ def _init(address: str | None, level: int, verbose: bool) -> None:
         ray.init(address=address, logging_level=level, log_to_driver=verbose)
         return
     ray.init(
+        address="local",  # unset, Ray would join whatever `ray start` last left on this machine
         include_dashboard=False,
         # A task is one thread, as on every cluster, whatever this shell exports
         runtime_env={

@@ -6,6 +6,7 @@ Also reads the embeddings of others: `.npy`, Arrow IPC or Parquet with an `embed
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
@@ -65,6 +66,23 @@ def write_arrow(uri: str, table: pa.Table) -> None:
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
     storage.write_bytes(uri, sink.getvalue())
+
+
+def with_note(table: pa.Table, **note: int) -> pa.Table:
+    """The table with figures about it in its schema, where they are read without its rows."""
+    return table.replace_schema_metadata({b"curate": json.dumps(note).encode()})
+
+
+def read_note(uri: str) -> dict[str, int]:
+    """What `with_note` left in a file, from its last few KB. Raises CurateError."""
+    try:
+        with storage.open_seekable(uri, block_bytes=1 << 16) as file:
+            note: dict[str, int] = json.loads(pa.ipc.open_file(file).schema.metadata[b"curate"])
+            return note
+    except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
+        raise CurateError(
+            f"{uri}: not a shard of this run ({one_line(error, 100)}); remove it and run again"
+        ) from error
 
 
 def write_parquet(uri: str, table: pa.Table) -> None:

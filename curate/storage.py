@@ -156,14 +156,15 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
 
 
 def remove_tree(uri: str) -> None:
+    """Remove a file or a folder; nothing where there is none."""
     fs, path = filesystem(uri)
     if fs.exists(path):
         fs.rm(path, recursive=True)
 
 
 @contextmanager
-def open_seekable(uri: str) -> Iterator[BinaryIO]:
-    """A file for random reads. A remote one is streamed through fsspec's read-ahead cache."""
+def open_seekable(uri: str, block_bytes: int = 8 << 20) -> Iterator[BinaryIO]:
+    """A file for random reads; of a remote one, at least block_bytes come at a time."""
     fs, path = filesystem(uri)
-    with fs.open(path, "rb", **({} if is_local(uri) else {"block_size": 8 << 20})) as file:
+    with fs.open(path, "rb", **({} if is_local(uri) else {"block_size": block_bytes})) as file:
         yield file

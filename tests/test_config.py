@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from curate import config, storage
-from curate.config import ParquetSettings, RunSettings, WebDatasetSettings
 from curate.errors import CurateError
+from curate.settings import ParquetSettings, RunSettings, WebDatasetSettings
 
 GOOD: dict[str, Any] = {
     "target": {"kind": "image_folder", "path": "target"},

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,7 +61,7 @@ def test_unit_in_several_parts_equals_the_unit_in_one(tmp_path, monkeypatch, ray
         atol=2e-3,  # batches are cut elsewhere
     )
     assert pq.read_table(rejected_uri).equals(rejects)
-    assert json.loads(joined.schema.metadata[b"curate"]) == {"seen": 16}
+    assert shards.read_note(uri) == {"seen": 16, "embedded": len(joined)}
 
 
 def test_dead_embedding_is_a_reject_not_a_row(tmp_path, ray_session) -> None:

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from curate import encoders, storage
-from curate.config import EncoderSettings
 from curate.encoders import Embedder, Encoder, Preprocessing, build, rebuild, weights_hash
 from curate.errors import CurateError
+from curate.settings import EncoderSettings
 
 
 def settings(backbone: str = "resnet18", image_px: int = 32, **more: Any) -> EncoderSettings:

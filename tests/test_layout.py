@@ -9,7 +9,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from curate import config
+from curate import config, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,7 +18,7 @@ ORDER = [
     *("cli", "run", "select", "summary", "accounting", "resume", "embed", "parts", "manifest"),
     *("coreset.distributed", "coreset.baselines", "coreset.rounds", "coreset.merge"),
     *("coreset.candidates", "coreset.similarity", "centroids", "encoders", "images", "plan"),
-    *("sources", "shards", "session", "progress", "config", "storage", "errors"),
+    *("sources", "shards", "session", "progress", "config", "settings", "storage", "errors"),
 ]
 PURE = [
     *("coreset.similarity", "coreset.candidates", "coreset.merge", "coreset.rounds"),
@@ -101,10 +101,10 @@ def test_examples_are_valid(path: Path, monkeypatch) -> None:
 def test_documented_keys_are_the_keys_there_are() -> None:
     """docs/configuration.md names every setting, and every default that it states is right."""
     text = (ROOT / "docs" / "configuration.md").read_text()
-    for section in (config.EncoderSettings, config.ImageSettings, config.EmbedSettings):
+    for section in (settings.EncoderSettings, settings.ImageSettings, settings.EmbedSettings):
         for name in section.model_fields:
             assert f"`{name}`" in text, name
-    for name, field in config.CoresetSettings.model_fields.items():
+    for name, field in settings.CoresetSettings.model_fields.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
         default = row.split("|")[2].strip().strip("`")
         assert default == ("" if field.default is None else str(field.default)), name

@@ -31,7 +31,7 @@ def test_node_removed_mid_embedding_gives_the_same_manifest(tmp_path, ray_sessio
         env={**os.environ, "RAY_ADDRESS": "", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=240,
     )
     assert result.returncode == 0, result.stderr[-3000:]
     assert "lost a node with units left" in result.stdout

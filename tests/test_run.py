@@ -150,6 +150,32 @@ def test_other_settings_refuse_to_resume(document, finished, change, named) -> N
         run(settings_of(document, **change))
 
 
+def test_fresh_starts_over_and_leaves_other_files(document, finished, tmp_path) -> None:
+    output = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    (output / "notes.txt").write_text("mine")
+    changed = settings_of(document, output=str(output), images={"min_px": 25})
+    with pytest.raises(CurateError, match="--fresh"):
+        run(changed)
+    again = run(settings_of(document, output=str(output)), fresh=True)
+    assert again["embedded_now"] == sum(datasets.SEEN.values()) + 24
+    assert (output / "notes.txt").read_text() == "mine"
+    manifests = [path / "coreset.parquet" for path in (output, finished[0])]
+    assert manifests[0].read_bytes() == manifests[1].read_bytes()
+
+
+def test_shard_that_was_changed_is_named(document, finished, tmp_path) -> None:
+    output = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    shard = sorted((output / "embeddings" / "open").glob("*.arrow"))[1]
+    table = pa.ipc.open_file(str(shard)).read_all()
+    with pa.ipc.new_file(str(shard), table.schema) as writer:
+        writer.write_table(table.slice(1))
+    with pytest.raises(CurateError, match=rf"{shard.name}: \d+ rows where \d+ were counted"):
+        run(settings_of(document, output=str(output)))
+    shard.write_bytes(b"nothing")
+    with pytest.raises(CurateError, match=rf"{shard.name}: not a shard of this run"):
+        run(settings_of(document, output=str(output)))
+
+
 def test_selection_settings_use_the_embeddings_again(document, finished, tmp_path) -> None:
     output = Path(shutil.copytree(finished[0], tmp_path / "run"))
 

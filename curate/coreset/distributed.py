@@ -154,6 +154,11 @@ def _scan_group(
                 parts = [merge(parts, length)]
                 entries = len(parts[0].centroid)
             first += len(block)
+        if first != shard.first + shard.rows:
+            raise CurateError(
+                f"{shard.uri}: {first - shard.first} rows where {shard.rows} were counted; "
+                "it was changed or damaged: embed it again"
+            )
     return merge(parts, length)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import ModuleType
 
-from curate.config import SourceSettings
 from curate.errors import CurateError, one_line
+from curate.settings import SourceSettings
 from curate.sources import image_folder, parquet, url_list, webdataset
 from curate.sources.base import Item, Unit
 

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterator
 
 from curate import storage
-from curate.config import ImageFolderSettings
 from curate.errors import CurateError
+from curate.settings import ImageFolderSettings
 from curate.sources.base import IMAGE_EXTENSIONS, Item, Unit, file_units, read_files
 
 log = logging.getLogger(__name__)

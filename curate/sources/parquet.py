@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate import storage
-from curate.config import ParquetSettings
 from curate.errors import CurateError, one_line
+from curate.settings import ParquetSettings
 from curate.sources.base import Item, Unit, missing_column, place_beside, read_files
 
 FOOTERS_AT_ONCE = 32  # planning reads one footer a file

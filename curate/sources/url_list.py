@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterator
 
 from curate import storage
-from curate.config import UrlListSettings
 from curate.errors import CurateError
+from curate.settings import UrlListSettings
 from curate.sources.base import (
     Item,
     Unit,

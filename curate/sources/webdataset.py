@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from curate import storage
-from curate.config import WebDatasetSettings
 from curate.errors import CurateError, one_line
+from curate.settings import WebDatasetSettings
 from curate.sources.base import IMAGE_EXTENSIONS, Item, Unit, with_retries
 
 BLOCK = 512  # bytes; a tar is headers and padded files in such blocks, and two empty ones to end

@@ -11,8 +11,8 @@ import pytest
 from pydantic import TypeAdapter
 
 from curate import storage
-from curate.config import Source
 from curate.errors import CurateError
+from curate.settings import Source
 from curate.sources import Item, plan_source, read_unit
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from curate import plan
-from curate.config import RunSettings, parse
+from curate.config import parse
 from curate.errors import CurateError
+from curate.settings import RunSettings
 from curate.sources import read_unit
 from tests.imagery import jpeg, tar
 from tests.sources.reading import parquet, write

@@ -20,8 +20,9 @@ import fsspec
 import pytest
 
 from curate import plan, storage
-from curate.config import RunSettings, parse
+from curate.config import parse
 from curate.errors import CurateError
+from curate.settings import RunSettings
 from curate.sources import read_unit
 from tests.imagery import jpeg, tar
 from tests.sources.reading import error_of, parquet, read, write

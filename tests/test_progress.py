@@ -1,0 +1,41 @@
+"""What is said of long work, and how often."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pty
+import subprocess
+import sys
+
+from curate import progress
+from curate.progress import Progress
+
+
+def test_one_line_every_so_often(monkeypatch, caplog) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    caplog.set_level(logging.INFO)
+    with Progress("embed", units=10, done_before=4) as work:
+        for _ in range(6):
+            clock[0] += 20
+            work.add(images=100, units=1)
+    assert [record.message for record in caplog.records] == [
+        "embed: 6 of 10 units, 200 images, 5 images/s, 80 s left",
+        "embed: 8 of 10 units, 400 images, 5 images/s, 40 s left",
+        "embed: 10 of 10 units, 600 images, 5 images/s, 0 s left",
+        "embed: 10 of 10 units, 600 images, 5 images/s, 0 s left",
+    ]
+
+
+def test_a_bar_on_a_terminal() -> None:
+    code = (
+        "from curate.progress import Progress\n"
+        "with Progress('embed', 4) as p:\n"
+        "    for _ in range(4): p.add(images=50, units=1)\n"
+    )
+    ours, theirs = pty.openpty()
+    subprocess.run([sys.executable, "-c", code], stderr=theirs, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 65_536).decode()
+    assert "embed:" in shown and "images/s" in shown and "0/4" in shown
