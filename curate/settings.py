@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -34,6 +36,11 @@ def _count_or_fraction(value: Any, validate: ValidatorFunctionWrapHandler) -> An
     except ValidationError:
         pass
     raise ValueError("must be a count (0, 1, 2 …) or a fraction of the open set (0.0 to 1.0)")
+
+
+def _absolute(path: str) -> str:
+    """Workers may have another working directory than the driver, and its user another yet."""
+    return path if "://" in path else os.path.abspath(path)
 
 
 Path = Annotated[str, Field(min_length=1)]
@@ -169,7 +176,7 @@ class RunSettings(Settings):
     images: ImageSettings = ImageSettings()
     embed: EmbedSettings = EmbedSettings()
     coreset: CoresetSettings = CoresetSettings()
-    output: Path
+    output: Annotated[Path, AfterValidator(_absolute)]
 
     @model_validator(mode="after")
     def _distinct_names(self) -> RunSettings:

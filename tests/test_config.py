@@ -187,7 +187,9 @@ def test_no_file(tmp_path: Path) -> None:
 
 def test_on_another_filesystem() -> None:
     storage.write_bytes("memory://configs/run.yaml", yaml.safe_dump(GOOD).encode())
-    assert config.load("memory://configs/run.yaml").output == "run"
+    loaded = config.load("memory://configs/run.yaml")
+    assert loaded.output == str(Path.cwd() / "run")  # one place, wherever a worker stands
+    assert config.load("memory://configs/run.yaml", ["output=s3://b/r"]).output == "s3://b/r"
 
 
 # Overrides and variables
