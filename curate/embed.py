@@ -130,7 +130,7 @@ def _embed_pending(
             compute=ActorPoolStrategy(min_size=pool.min_size, max_size=pool.max_size),
             num_cpus=pool.num_cpus,
             num_gpus=pool.num_gpus,
-            scheduling_strategy="SPREAD",
+            scheduling_strategy="SPREAD",  # by their claims all actors would fit one node
             fn_constructor_kwargs={
                 "settings": settings.encoder,
                 "weights_uri": weights_uri(settings.output),
