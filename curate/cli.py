@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from curate import __version__
 from curate.errors import CurateError, one_line
 
-log = logging.getLogger("curate")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 only when the stage did all it should; 2 for wrong usage, 1 for the rest."""

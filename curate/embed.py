@@ -29,7 +29,7 @@ from curate.errors import CurateError
 from curate.parts import read_parts, reject_row
 from curate.plan import PlannedUnit
 from curate.progress import Progress
-from curate.session import cause_of, results
+from curate.session import own_errors, results
 from curate.settings import EmbedSettings, EncoderSettings, RunSettings
 
 CPU_THREADS = 4  # of one CPU actor; beyond that, more actors scale better than more threads
@@ -128,7 +128,7 @@ def _embed_pending(
             batch_size=None,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(min_size=pool.min_size, max_size=pool.max_size),
-            num_cpus=pool.num_cpus,
+            num_cpus=ACTOR_CPUS,
             num_gpus=pool.num_gpus,
             scheduling_strategy="SPREAD",  # by their claims all actors would fit one node
             fn_constructor_kwargs={
@@ -138,15 +138,8 @@ def _embed_pending(
             },
         )
     )
-    try:
+    with own_errors():
         _follow(dataset, settings.output, {unit.number: unit for unit in pending}, progress)
-    except CurateError:
-        raise
-    except Exception as error:
-        cause = cause_of(error)
-        if cause is not None:
-            raise cause from None
-        raise
 
 
 def _follow(
@@ -253,11 +246,10 @@ def _part_uri(shard: str, number: int, kind: str) -> str:
 
 @dataclass(frozen=True)
 class _Pool:
-    """The actors: how many at least and at most, and what each claims."""
+    """The actors: how many at least and at most, and the GPUs each claims."""
 
     min_size: int
     max_size: int
-    num_cpus: float
     num_gpus: float
 
 
@@ -276,6 +268,6 @@ def _pool(settings: EmbedSettings) -> _Pool:
         )
     if settings.device == "gpu" or (settings.device == "auto" and gpus):
         actors = settings.workers or gpus
-        return _Pool(actors if actors <= gpus else 1, actors, ACTOR_CPUS, 1)
+        return _Pool(actors if actors <= gpus else 1, actors, 1)
     actors = settings.workers or max(1, cpus // CPU_THREADS)
-    return _Pool(actors, actors, ACTOR_CPUS, 0)
+    return _Pool(actors, actors, 0)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import time
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 
 from curate import __version__, manifest, shards, storage
 from curate.coreset.distributed import Limits, select
-from curate.errors import CurateError, one_line
+from curate.errors import CurateError
 from curate.session import results
 from curate.shards import Shard
 
@@ -36,7 +33,10 @@ def select_files(
     start = time.monotonic()
     if reference_round < 1:
         raise CurateError(f"--reference-round {reference_round}: rounds count from 1")
-    centroids = read_centroids(centroids_uri)
+    expected = "centroids are a float matrix (K, D)"
+    centroids = shards.read_npy(centroids_uri, expected)
+    if not len(centroids):
+        raise CurateError(f"{centroids_uri}: {expected}, not {centroids.dtype} {centroids.shape}")
     files = [file.uri for file in storage.expand(patterns)]
     rows = results([_count.remote(files[i : i + 64]) for i in range(0, len(files), 64)])
     shard_list: list[Shard] = []
@@ -76,18 +76,3 @@ def select_files(
 @ray.remote
 def _count(uris: list[str]) -> list[int]:
     return [shards.count_rows(uri) for uri in uris]
-
-
-def read_centroids(uri: str) -> NDArray[np.floating]:
-    """A (K, D) matrix from a .npy file. Raises CurateError naming it."""
-    try:
-        centroids = np.load(io.BytesIO(storage.read_bytes(uri)))
-    except FileNotFoundError:
-        raise CurateError(f"{uri}: no such file") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise CurateError(f"{uri}: not a .npy file: {one_line(error, 160)}") from error
-    if centroids.ndim != 2 or centroids.dtype.kind != "f" or len(centroids) == 0:
-        raise CurateError(
-            f"{uri}: centroids are a float matrix (K, D), not {centroids.dtype} {centroids.shape}"
-        )
-    return centroids

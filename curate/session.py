@@ -91,8 +91,15 @@ def _quiet_stderr(quiet: bool) -> Iterator[None]:
 
 def results(references: list[ObjectRef]) -> list[Any]:
     """Results of tasks; a CurateError that one of them raised comes out as itself."""
-    try:
+    with own_errors():
         return ray.get(references)
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Let a CurateError that a task or actor raised out as itself, and others as they come."""
+    try:
+        yield
     except Exception as error:
         cause = cause_of(error)
         if cause is None:

@@ -150,6 +150,12 @@ def read_columns(uri: str) -> pa.Table:
 
 
 def _npy(uri: str) -> NDArray[np.floating]:
+    return read_npy(uri, "embeddings are a float matrix (N, D)")
+
+
+def read_npy(uri: str, expected: str) -> NDArray[np.floating]:
+    """A float matrix from a .npy file, mapped where it is local. Raises CurateError, which says
+    what was `expected` of another."""
     try:
         if storage.is_local(uri):
             matrix = np.load(storage.filesystem(uri)[1], mmap_mode="r")
@@ -160,9 +166,7 @@ def _npy(uri: str) -> NDArray[np.floating]:
     except (OSError, ValueError, EOFError) as error:
         raise CurateError(f"{uri}: not a .npy file of numbers: {one_line(error, 160)}") from error
     if matrix.ndim != 2 or matrix.dtype.kind != "f":
-        raise CurateError(
-            f"{uri}: embeddings are a float matrix (N, D), not {matrix.dtype} {matrix.shape}"
-        )
+        raise CurateError(f"{uri}: {expected}, not {matrix.dtype} {matrix.shape}")
     return matrix
 
 
