@@ -1,4 +1,4 @@
-"""The command line: `curate run`, `curate select`."""
+"""The command line: `curate run`, `curate select`, `curate pretrain`."""
 
 from __future__ import annotations
 
@@ -60,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     add_run_options(run)
     run.set_defaults(command=run_command)
 
+    pretrain = commands.add_parser("pretrain", help="train on target, coreset or open set")
+    pretrain.add_argument("config", metavar="CONFIG", help="YAML, on any filesystem")
+    add_run_options(pretrain)
+    pretrain.set_defaults(command=pretrain_command)
+
     select = commands.add_parser("select", help="the same selection, on embeddings of your own")
     select.add_argument("--embeddings", required=True, nargs="+", metavar="PATTERN")
     select.add_argument("--centroids", required=True, metavar="FILE", help=".npy (K, D), unit rows")
@@ -73,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """What `curate run` and jobs/curate.py have in common."""
+    """What `curate run`, `curate pretrain` and their jobs have in common."""
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in coreset.tau=0.9")
     parser.add_argument("--fresh", action="store_true", help="start over; remove an earlier run")
     _add_common(parser)
@@ -97,6 +102,18 @@ def run_command(options: argparse.Namespace) -> None:
     session.connect(options.address, verbose=options.verbose)
     summary = run(settings, fresh=options.fresh)
     print(table_of(summary, settings.output))
+
+
+def pretrain_command(options: argparse.Namespace) -> None:
+    from curate.config import load
+
+    settings = load(options.config, options.overrides)
+    from curate import session
+    from curate.pretrain import pretrain
+    from curate.summary import training_table
+
+    session.connect(options.address, verbose=options.verbose)
+    print(training_table(pretrain(settings, fresh=options.fresh)))
 
 
 def _select_command(options: argparse.Namespace) -> None:

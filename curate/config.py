@@ -12,23 +12,15 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from curate import storage
 from curate.errors import CurateError, one_line
-from curate.settings import (
-    KINDS,
-    ImageFolderSettings,
-    ParquetSettings,
-    RunSettings,
-    Settings,
-    UrlListSettings,
-    WebDatasetSettings,
-)
+from curate.settings import KINDS, RunSettings, Settings
 
 
 def load(path: str, overrides: list[str] | None = None) -> RunSettings:
@@ -125,6 +117,7 @@ _FAULTS = {
     "literal_error": "must be {expected}",
     "greater_than_equal": "must be at least {ge}",
     "greater_than": "must be over {gt}",
+    "less_than": "must be under {lt}",
     "less_than_equal": "must be at most {le}",
     "string_pattern_mismatch": "must be letters, digits, '.', '_' and '-', a letter or digit first",
     "too_short": "needs at least {min_length}, has {actual_length}",
@@ -158,21 +151,20 @@ def _explain(error: ValidationError) -> str:
 
 def _suggest(place: list[Any]) -> str:
     """The known keys beside the one that is unknown, the likeliest first."""
-    known: list[str] = sorted(RunSettings.model_fields)
-    sections: dict[str, type[Settings]] = {
-        name: field.annotation
-        for name, field in RunSettings.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Settings)
-    }
-    if len(place) > 1:
-        section = sections.get(str(place[0]))
-        models: list[type[Settings]] = (
-            [section]
-            if section
-            else [ImageFolderSettings, WebDatasetSettings, ParquetSettings, UrlListSettings]
-        )
-        known = sorted({name for model in models for name in model.model_fields})
-    return _likeliest(str(place[-1]), known)
+    models: list[type[Settings]] = [RunSettings]
+    for part in place[:-1]:
+        if isinstance(part, str):  # numbers are places in a list
+            inside = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+            models = [model for annotation in inside for model in _models_in(annotation)]
+    return _likeliest(str(place[-1]), sorted({name for m in models for name in m.model_fields}))
+
+
+def _models_in(annotation: Any) -> Iterator[type[Settings]]:
+    """The sections that a type allows: itself, or inside Optional, list and unions."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
 
 
 def _likeliest(word: str, known: Sequence[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import io
 import json
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -20,6 +18,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from curate import storage
+from curate.backbones import build_backbone
 from curate.errors import CurateError, one_line
 from curate.settings import EncoderSettings
 
@@ -136,51 +135,23 @@ class Embedder:
 
 
 def _architecture(settings: EncoderSettings, *, pretrained: bool) -> Encoder:
-    name, px = settings.backbone, settings.image_px
-    if not timm.is_model(name.split(".")[0]):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
-        raise CurateError(
-            f"encoder.backbone={name}: timm knows no such model; "
-            f"did you mean {' or '.join(close) or 'resnet50'}?"
-        )
-    defaults = timm.get_pretrained_cfg(name)
-    sized: dict[str, Any] = {"img_size": px} if defaults and defaults.fixed_input_size else {}
-    try:
-        with torch.random.fork_rng(devices=[]):  # the caller's own random numbers stay its own
-            torch.manual_seed(settings.seed)
-            module = timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
-        feature_dim = _feature_dim(module, px)
-    except AssertionError as error:
-        raise CurateError(
-            f"encoder.image_px={px}: {name} cannot take it: {one_line(error)}"
-        ) from error
-    except Exception as error:  # a model hub's client has many ways to fail
-        what = "pretrained=true: no weights" if pretrained else f"backbone={name}: not built"
-        raise CurateError(
-            f"encoder.{what}: {type(error).__name__}: {one_line(error, 200)}"
-        ) from error
-    config = cast("dict[str, Any]", module.pretrained_cfg)
+    backbone = build_backbone(
+        settings.backbone,
+        settings.image_px,
+        seed=settings.seed,
+        pretrained=pretrained,
+        small_stem=settings.small_stem,
+    )
     return Encoder(
-        module,
-        feature_dim,
+        backbone.module.eval(),
+        backbone.feature_dim,
         Preprocessing(
-            px,
+            settings.image_px,
             settings.crop_fraction,
-            settings.mean or config["mean"],
-            settings.std or config["std"],
+            settings.mean or backbone.mean,
+            settings.std or backbone.std,
         ),
     )
-
-
-@torch.inference_mode()
-def _feature_dim(module: nn.Module, px: int) -> int:
-    patch = getattr(getattr(module, "patch_embed", None), "patch_size", None)
-    if patch and px % patch[0]:
-        raise AssertionError(f"not a multiple of its patches of {patch[0]} px")
-    features = module.eval()(torch.zeros(1, 3, px, px))
-    if features.ndim != 2:
-        raise AssertionError(f"its features have shape {tuple(features.shape)}, not (N, D)")
-    return int(features.shape[1])
 
 
 def _load_checkpoint(module: nn.Module, settings: EncoderSettings) -> None:
@@ -255,10 +226,10 @@ def _check_card(path: str, settings: EncoderSettings) -> None:
         card = dict(json.loads(storage.read_bytes(path)))
     except (ValueError, TypeError) as error:
         raise CurateError(f"encoder.checkpoint: {path}: damaged: {one_line(error)}") from error
-    if card.get("backbone", settings.backbone) != settings.backbone:
-        raise CurateError(
-            f"encoder.backbone={settings.backbone}: {path} says {card['backbone']}; use that"
-        )
+    for name in ("backbone", "small_stem"):
+        mine = getattr(settings, name)
+        if card.get(name, mine) != mine:
+            raise CurateError(f"encoder.{name}={mine}: {path} says {card[name]}; use that")
 
 
 def _flatten(value: Any, prefix: str = "") -> StateDict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,18 +26,26 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = {UPRIGHT[5], UPRIGHT[6], UPRIGHT[7], UPRIGHT[8]}  # width becomes height
 
 
 class Refused(Exception):
     """Why an image cannot be used: one short line."""
 
 
-def decode(data: bytes, *, min_px: int, max_pixels: int, target_px: int | None = None) -> Decoded:
+def decode(
+    data: bytes,
+    *,
+    min_px: int,
+    max_pixels: int,
+    target_px: int | Callable[[int, int], int] | None = None,
+) -> Decoded:
     """Decode one image; of an animation, its first picture.
 
     target_px: where set, a JPEG may be decoded at a fraction of its size (libjpeg's scaled DCT),
     as long as the shorter side stays at least twice this: resizing from there costs no quality
-    that anyone can see, and a third of the time.
+    that anyone can see, and a third of the time. A function gives it for an image's width and
+    height as it stands upright, and is called once.
 
     Raises Refused for bytes that are empty, truncated or no image; an image whose shorter side is
     under min_px, or whose width × height is over max_pixels (before its pixels are allocated).
@@ -52,8 +61,15 @@ def decode(data: bytes, *, min_px: int, max_pixels: int, target_px: int | None =
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             width, height = image.size
             _check_size(width, height, min_px, max_pixels)
-            pixels = _pixels(data, image, target_px)
-            return Decoded(_rgb(_upright(pixels, image)), width, height)
+            if callable(target_px) and image.format in ("JPEG", "MPO"):
+                sideways = _turn(image) in SIDEWAYS
+                target_px = target_px(*((height, width) if sideways else (width, height)))
+            pixels = _pixels(data, image, None if callable(target_px) else target_px)
+            turn = _turn(image)  # asked of a TIFF before its pixels, it would be forgotten
+            upright = pixels if turn is None else pixels.transpose(turn)
+            if callable(target_px):  # others than JPEGs come in one size
+                target_px(*upright.size)
+            return Decoded(_rgb(upright), width, height)
     except Refused:
         raise
     except Image.DecompressionBombError as error:
@@ -116,14 +132,13 @@ def _pixels(data: bytes, image: Image.Image, target_px: int | None) -> Image.Ima
     return image
 
 
-def _upright(pixels: Image.Image, image: Image.Image) -> Image.Image:
-    """Turned as the EXIF of `image` says. EXIF that cannot be read says nothing."""
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What sets the picture upright, by its EXIF. EXIF that cannot be read says nothing."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # as damaged pictures do
         orientation = None
-    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return pixels if turn is None else pixels.transpose(turn)
+    return UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
 def _rgb(image: Image.Image) -> Image.Image:

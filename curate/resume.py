@@ -30,6 +30,8 @@ OWN_FILES = (
     "encoder.safetensors",
     "centroids.npy",
     "coreset.parquet",
+    "target_encoder",
+    "pretrain",
     "rounds.parquet",
     "summary.json",
     "embeddings",
@@ -71,7 +73,7 @@ def plan_of(settings: RunSettings, mark: Fingerprint) -> list[PlannedUnit]:
     plan_uri = storage.join(settings.output, "plan.parquet")
     # The config is written after the plan: where there is a config, there is a whole plan
     if storage.exists(config_uri):
-        _refuse_other(settings.output, storage.read_bytes(config_uri), mark)
+        refuse_other(settings.output, storage.read_bytes(config_uri), mark)
         units = plan.read(plan_uri)
         log.info("plan: %d units, of the run at %s", len(units), settings.output)
     else:
@@ -84,7 +86,7 @@ def plan_of(settings: RunSettings, mark: Fingerprint) -> list[PlannedUnit]:
         "versions": versions | {package: version(package) for package in PACKAGES},
         "fingerprint": mark,
     }
-    storage.write_bytes(config_uri, _yaml(document))
+    storage.write_bytes(config_uri, to_yaml(document))
     return units
 
 
@@ -95,7 +97,8 @@ def remove_earlier(output: str) -> None:
         storage.remove_tree(storage.join(output, name))
 
 
-def _refuse_other(output: str, config: bytes, mark: Fingerprint) -> None:
+def refuse_other(output: str, config: bytes, mark: Fingerprint) -> None:
+    """Raises CurateError, saying what differs, where `config` is another run's under `output`."""
     try:
         earlier = yaml.safe_load(config)["fingerprint"]
     except (yaml.YAMLError, KeyError, TypeError):
@@ -103,7 +106,7 @@ def _refuse_other(output: str, config: bytes, mark: Fingerprint) -> None:
             f"{storage.join(output, 'config.yaml')}: not a run's config; set another output"
         ) from None
     # Through YAML, so that both sides have its types
-    differing = list(_differences(earlier, yaml.safe_load(_yaml(mark))))
+    differing = list(_differences(earlier, yaml.safe_load(to_yaml(mark))))
     if differing:
         raise CurateError(
             f"{output}: holds a run with other settings: {'; '.join(differing)}. "
@@ -126,5 +129,5 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:79] + "…"
 
 
-def _yaml(value: Any) -> bytes:
+def to_yaml(value: Any) -> bytes:
     return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode()

@@ -1,6 +1,6 @@
 """A whole run, stage by stage. Stages meet in files under `output`, so each can be resumed.
 
-plan → embed → count → centroids → select → manifest
+(pretrain on X →) plan → embed → count → centroids → select → manifest (→ pretrain on X ∪ I)
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from curate import (
     embed,
     encoders,
     manifest,
+    pretrain,
     resume,
     shards,
     storage,
@@ -50,6 +51,9 @@ def run(settings: RunSettings, *, fresh: bool = False) -> Summary:
     """
     output = settings.output
     seconds: dict[str, float] = {}
+    if settings.encoder.pretrain_on_target:
+        with _timed(seconds, "pretrain_on_target"):
+            settings = _with_target_encoder(settings, fresh)
     with _timed(seconds, "plan"):
         encoder = encoders.build(settings.encoder)
         mark = resume.fingerprint(settings, encoder)
@@ -91,8 +95,20 @@ def run(settings: RunSettings, *, fresh: bool = False) -> Summary:
         "images_per_s": round(progress.images / seconds["embed"], 1) if progress.images else None,
     }
     accounting.check(summary)
+    if settings.pretrain and "coreset" in settings.pretrain.data:
+        with _timed(seconds, "pretrain"):
+            summary["pretrain"] = pretrain.pretrain(settings)
+        summary["seconds"]["pretrain"] = round(seconds["pretrain"], 3)
     _write_json(storage.join(output, "summary.json"), summary)
     return summary
+
+
+def _with_target_encoder(settings: RunSettings, fresh: bool) -> RunSettings:
+    """Step 1 of the algorithm; the settings then name its encoder as a checkpoint."""
+    folder = pretrain.pretrain_on_target(settings, fresh=fresh)
+    changes = {"checkpoint": folder, "pretrain_on_target": None}
+    encoder = settings.encoder.model_copy(update=changes)
+    return settings.model_copy(update={"encoder": encoder})
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,8 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
+
+from curate.recipes import RECIPES, Optimizer, Option, Schedule
 
 
 def _as_list(value: Any) -> Any:
@@ -45,6 +48,7 @@ def _absolute(path: str) -> str:
 
 Path = Annotated[str, Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(gt=0, le=1)]
 Label = Annotated[str, Field(coerce_numbers_to_str=True)]  # YAML reads class 7 as a number
 Budget = Annotated[
     Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)],
@@ -114,22 +118,117 @@ class ImageSettings(Settings):
     max_rejected_fraction: float = Field(0.1, ge=0, le=1)
 
 
+def _named(value: Any) -> Any:
+    return {"name": "probe", **value} if isinstance(value, dict) else value
+
+
+def _epochs(value: Any) -> Any:
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError("must be a whole number from 1, or auto")
+    return value
+
+
+def _option(value: Any) -> Any:
+    if not isinstance(value, bool | int | float) or not math.isfinite(value):
+        raise ValueError("must be a finite number, or true or false")
+    return value
+
+
+OptionValue = Annotated[Option, BeforeValidator(_option)]
+Epochs = Annotated[int | Literal["auto"], BeforeValidator(_epochs)]
+
+
+class ProbeSettings(Settings):
+    """A labelled set on which kNN accuracy is measured while training; it is not trained on."""
+
+    train: Annotated[Source, BeforeValidator(_named)]
+    test: Annotated[Source, BeforeValidator(_named)]
+    every: int = Field(10, ge=1)  # epochs
+    k: int = Field(20, ge=1)
+
+
+METHODS = tuple(RECIPES)
+
+
+class TrainingSettings(Settings):
+    """Self-supervised pretraining. What is unset is the method's own, from curate/recipes.py."""
+
+    method: Literal[METHODS] = "simclr"  # type: ignore[valid-type]
+    preset: str | None = None  # the method's first where unset
+    options: dict[str, OptionValue] = {}  # the method's own: temperature, queue, …
+    backbone: str | None = None  # encoder.backbone where unset, and so with the next two
+    image_px: int | None = Field(None, ge=8, le=4096)
+    small_stem: bool | None = None
+    epochs: Epochs | None = None
+    batch_size: int | None = Field(None, ge=2)  # over all workers
+    optimizer: Optimizer | None = None
+    learning_rate: float | None = Field(None, gt=0)  # at this batch size
+    weight_decay: float | None = Field(None, ge=0)
+    weight_decay_end: float | None = Field(None, ge=0)
+    momentum: float | None = Field(None, ge=0, lt=1)
+    warmup_epochs: float | None = Field(None, ge=0)
+    schedule: Schedule | None = None
+    clip_gradient: float | None = Field(None, gt=0)
+    crop_scale: tuple[Share, Share] | None = None  # of the views of full size
+    local_views: int | None = Field(None, ge=0)  # small ones, of SwAV and DINO
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    workers: int | None = Field(None, ge=1)  # one a GPU, or one every 4 CPUs, where unset
+    use_gpu: bool | None = None  # where there is one, where unset
+    loader_workers: int | None = Field(None, ge=0)  # processes that decode, for each worker
+    seed: int = Field(0, ge=0)
+    checkpoint_every: int = Field(500, ge=1)  # steps
+    keep_checkpoints: int = Field(2, ge=1)
+    restarts: int = Field(3, ge=0)  # of all workers, after one was lost
+    max_unreadable_fraction: float = Field(0.01, ge=0, le=1)
+    probe: ProbeSettings | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> TrainingSettings:
+        presets = RECIPES[self.method]
+        if self.preset is not None and self.preset not in presets:
+            raise ValueError(f"preset {self.preset}: {self.method} has {', '.join(presets)}")
+        known = presets[self.preset or next(iter(presets))].options
+        for name, value in self.options.items():
+            if name not in known:
+                has = ", ".join(known) or "no options"
+                raise ValueError(f"options.{name}: unknown to {self.method}, which has {has}")
+            usual = known[name]
+            whole = isinstance(usual, int) and not isinstance(value, int)
+            if isinstance(usual, bool) != isinstance(value, bool) or whole:
+                raise ValueError(f"options.{name}={value}: must be of the kind of {usual}")
+        if self.crop_scale and self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError("crop_scale: the smaller share comes first")
+        return self
+
+
 class EncoderSettings(Settings):
     """E: image → embedding. A timm backbone with its pretrained, given or seeded random weights."""
 
     backbone: str = "resnet50"
     pretrained: bool = False  # download timm's weights
     checkpoint: str | None = None  # a state dict, or a folder with encoder.safetensors
+    pretrain_on_target: TrainingSettings | None = None  # step 1 of the algorithm: train it on X
     seed: int = Field(0, ge=0)  # of the random weights, where neither of these is given
     image_px: int = Field(224, ge=8, le=4096)
+    small_stem: bool = False  # a ResNet's first layer made for images of 64 px and less
     crop_fraction: float = Field(0.875, gt=0, le=1)  # centre crop's share of the resized side
     mean: tuple[float, float, float] | None = None  # RGB, of 0…1; the backbone's own where unset
     std: tuple[Positive, Positive, Positive] | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> EncoderSettings:
-        if self.pretrained and self.checkpoint:
-            raise ValueError("set pretrained or checkpoint, not both")
+        given = {
+            "pretrained": self.pretrained,
+            "checkpoint": self.checkpoint,
+            "pretrain_on_target": self.pretrain_on_target,
+        }
+        own = self.pretrain_on_target
+        for name in ("backbone", "image_px", "small_stem"):
+            if own is not None and getattr(own, name) is not None:
+                raise ValueError(f"pretrain_on_target.{name}: set encoder.{name} instead")
+        several = [name for name, value in given.items() if value]
+        if len(several) > 1:
+            raise ValueError(f"set {' or '.join(several)}, not both")
         return self
 
 
@@ -167,6 +266,29 @@ class CoresetSettings(Settings):
         return self
 
 
+class PretrainSettings(TrainingSettings):
+    """Pretraining on any union of sets."""
+
+    # target, coreset (of this run), open, and other coresets' manifests by their path
+    data: Annotated[list[Path], BeforeValidator(_as_list), Field(min_length=1)] = [
+        "target",
+        "coreset",
+    ]
+
+    @model_validator(mode="after")
+    def _each_once(self) -> PretrainSettings:
+        if len(set(self.data)) < len(self.data):
+            raise ValueError("data: the same set is named twice")
+        if "open" in self.data and len(set(self.data) - {"open", "target"}):
+            raise ValueError("data: a coreset is part of the open set; leave out one of them")
+        for name in self.data:
+            if name not in ("target", "coreset", "open") and not name.endswith(".parquet"):
+                raise ValueError(
+                    f"data: {name} is none of target, coreset, open, or a manifest (.parquet)"
+                )
+        return self
+
+
 class RunSettings(Settings):
     """One curation run."""
 
@@ -176,6 +298,7 @@ class RunSettings(Settings):
     images: ImageSettings = ImageSettings()
     embed: EmbedSettings = EmbedSettings()
     coreset: CoresetSettings = CoresetSettings()
+    pretrain: PretrainSettings | None = None
     output: Annotated[Path, AfterValidator(_absolute)]
 
     @model_validator(mode="after")

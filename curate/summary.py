@@ -1,4 +1,4 @@
-"""The table that ends a run."""
+"""The tables that end a run and a training."""
 
 from __future__ import annotations
 
@@ -40,4 +40,25 @@ def table_of(summary: dict[str, Any], output: str) -> str:
     lines.append(
         f"manifest: {storage.join(output, 'coreset.parquet')} ({summary['selected']:,} images)"
     )
+    if "pretrain" in summary:
+        lines += ["", training_table(summary["pretrain"])]
     return "\n".join(lines)
+
+
+def training_table(outcome: dict[str, Any]) -> str:
+    """A training's summary.json as text."""
+    sets = f"{outcome['images']:,} images"
+    if outcome["open_images"]:
+        sets += f", {outcome['open_images']:,} of them from the open set"
+    knn = "" if outcome["knn"] is None else f", kNN accuracy {outcome['knn']:.1%}"
+    return "\n".join(
+        [
+            f"{outcome['method']} on {outcome['backbone']} at {outcome['image_px']} px: {sets}",
+            f"{outcome['epochs']:,} epochs, {outcome['steps']:,} steps, batches of "
+            f"{outcome['batch_size']:,} over {outcome['workers']} workers",
+            f"loss {outcome['loss']:.4f}, embedding deviation {outcome['embedding_std']:.2f}{knn}",
+            f"{outcome['seconds']:,.0f} s, {outcome['images_per_s']:,.0f} images/s; "
+            f"unreadable: {outcome['rejected']} when copied, {outcome['unreadable']} when decoded",
+            f"encoder: {outcome['encoder']}",
+        ]
+    )

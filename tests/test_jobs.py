@@ -101,6 +101,20 @@ def test_submitted_job_succeeds(head, tmp_path) -> None:
 
 
 @pytest.mark.slow
+def test_submitted_training_succeeds(head, tmp_path) -> None:
+    document = datasets.write_merged(tmp_path)
+    document["pretrain"] = {"preset": "simcore", "data": ["target"], "epochs": 1, "batch_size": 8}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    config = tmp_path / "run.yaml"
+    status, logs = submit(
+        head, f"{sys.executable} jobs/pretrain.py --config {config} pretrain.workers=2"
+    )
+    assert status == JobStatus.SUCCEEDED, logs
+    assert f"encoder: {tmp_path}/run/pretrain" in logs
+    assert (tmp_path / "run" / "pretrain" / "encoder.safetensors").exists()
+
+
+@pytest.mark.slow
 def test_failing_job_fails_with_its_reason_in_one_line(head, tmp_path) -> None:
     document = datasets.write_merged(tmp_path)
     document["open"][1]["path"] = str(tmp_path / "nowhere" / "*.tar")

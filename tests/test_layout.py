@@ -10,19 +10,24 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from curate import config, settings
+from curate.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # From what knows most to what knows least: a module imports only from below itself
 ORDER = [
-    *("cli", "run", "select", "summary", "accounting", "resume", "embed", "parts", "manifest"),
+    *("cli", "run", "pretrain", "train_worker", "trainer", "loader", "optimise", "methods"),
+    *("augment", "views", "checkpoints", "watch", "evaluate", "materialise", "training_set"),
+    *("training_plan", "select", "summary", "accounting", "resume", "embed", "parts", "manifest"),
     *("coreset.distributed", "coreset.baselines", "coreset.rounds", "coreset.merge"),
-    *("coreset.candidates", "coreset.similarity", "centroids", "encoders", "images", "plan"),
-    *("sources", "shards", "session", "progress", "config", "settings", "storage", "errors"),
+    *("coreset.candidates", "coreset.similarity", "centroids", "encoders", "backbones", "images"),
+    *("plan", "sources", "shards", "session", "progress", "config", "settings", "recipes"),
+    *("storage", "errors"),
 ]
 PURE = [
     *("coreset.similarity", "coreset.candidates", "coreset.merge", "coreset.rounds"),
-    *("centroids", "images"),
+    *("centroids", "images", "recipes", "views", "augment", "optimise", "evaluate.knn"),
+    *(f"methods.{name}" for name in ("base", *RECIPES)),
 ]
 
 
@@ -101,10 +106,14 @@ def test_examples_are_valid(path: Path, monkeypatch) -> None:
 def test_documented_keys_are_the_keys_there_are() -> None:
     """docs/configuration.md names every setting, and every default that it states is right."""
     text = (ROOT / "docs" / "configuration.md").read_text()
-    for section in (settings.EncoderSettings, settings.ImageSettings, settings.EmbedSettings):
+    for section in (
+        *(settings.EncoderSettings, settings.ImageSettings, settings.EmbedSettings),
+        *(settings.PretrainSettings, settings.ProbeSettings),
+    ):
         for name in section.model_fields:
             assert f"`{name}`" in text, name
+    coreset = text.partition("## `coreset`")[2]
     for name, field in settings.CoresetSettings.model_fields.items():
-        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        row = next(line for line in coreset.splitlines() if line.startswith(f"| `{name}` |"))
         default = row.split("|")[2].strip().strip("`")
         assert default == ("" if field.default is None else str(field.default)), name

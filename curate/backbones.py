@@ -1,0 +1,121 @@
+"""timm's networks by name, without their classifiers: images → features (N, D)."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any, cast
+
+import timm
+import torch
+from torch import nn
+
+from curate.errors import CurateError, one_line
+
+# Trained by the project's own tests; any other of timm's that gives one vector an image may do
+TESTED = (
+    *("resnet18", "resnet50", "resnet101", "resnext50_32x4d", "efficientnet_b0"),
+    *("vit_tiny_patch16_224", "vit_base_patch16_224"),
+)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    module: nn.Module  # (N, 3, px, px) → (N, feature_dim)
+    feature_dim: int
+    patch_px: int  # of a vision transformer; 1 for others
+    mean: tuple[float, float, float]  # RGB, of 0…1
+    std: tuple[float, float, float]
+
+
+def build_backbone(
+    name: str,
+    image_px: int,
+    *,
+    seed: int = 0,
+    pretrained: bool = False,
+    small_stem: bool = False,
+    drop_path: float = 0.0,
+    any_px: bool = False,
+    section: str = "encoder",
+) -> Backbone:
+    """A backbone with random weights by the seed, or timm's pretrained ones.
+
+    small_stem: see `with_small_stem`; drop_path: the rate of stochastic depth; any_px: a vision
+    transformer interpolates its positions for images of other sizes; section: of the config, named
+    in errors.
+
+    Raises CurateError for an unknown name, an image size that it cannot take, or weights that
+    cannot be had.
+    """
+    if not timm.is_model(name.split(".")[0]):
+        close = difflib.get_close_matches(name, timm.list_models(), n=2, cutoff=0.5)
+        likely = f"did you mean {' or '.join(close)}? " if close else ""
+        raise CurateError(
+            f"{section}.backbone={name}: timm knows no such model; {likely}"
+            f"Tested here: {', '.join(TESTED)}"
+        )
+    defaults = timm.get_pretrained_cfg(name)
+    more: dict[str, Any] = {}
+    if defaults and defaults.fixed_input_size:
+        more = {"img_size": image_px} | ({"dynamic_img_size": True} if any_px else {})
+    if drop_path:
+        more["drop_path_rate"] = drop_path
+    try:
+        with torch.random.fork_rng(devices=[]):  # the caller's own random numbers stay its own
+            torch.manual_seed(seed)
+            module = timm.create_model(name, pretrained=pretrained, num_classes=0, **more)
+            if small_stem:
+                with_small_stem(module)
+        patch_px = _patch_px(module)
+        if image_px % patch_px:
+            raise AssertionError(f"not a multiple of its patches of {patch_px} px")
+        feature_dim = _feature_dim(module, image_px)
+    except AssertionError as error:
+        raise CurateError(
+            f"{section}.image_px={image_px}: {name} cannot take it: {one_line(error)}"
+        ) from error
+    except CurateError as error:
+        raise CurateError(f"{section}.{error}") from None
+    except Exception as error:  # a model hub's client has many ways to fail
+        what = "pretrained=true: no weights" if pretrained else f"backbone={name}: not built"
+        raise CurateError(
+            f"{section}.{what}: {type(error).__name__}: {one_line(error, 200)}"
+        ) from error
+    config = cast("dict[str, Any]", module.pretrained_cfg)
+    return Backbone(module, feature_dim, patch_px, config["mean"], config["std"])
+
+
+def with_small_stem(module: nn.Module) -> nn.Module:
+    """Change a network's first layers to what images of 64 px and less want, as for CIFAR in the
+    SimCLR paper (appendix B.9): a 3×3 convolution of stride 1, no pooling.
+
+    Applied to a plain timm model, it makes it take an encoder that was trained with small_stem.
+    """
+    stem = getattr(module, "conv_stem", None)
+    if isinstance(stem, nn.Conv2d):  # of an EfficientNet, 3×3 already
+        stem.stride = (1, 1)
+        return module
+    first = getattr(module, "conv1", None)
+    if not isinstance(first, nn.Conv2d) or not hasattr(module, "maxpool"):
+        raise CurateError("small_stem=true: for ResNets and EfficientNets only; leave it out")
+    conv = nn.Conv2d(3, first.out_channels, 3, stride=1, padding=1, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    module.conv1 = conv
+    module.maxpool = nn.Identity()
+    return module
+
+
+def _patch_px(module: nn.Module) -> int:
+    patch = getattr(getattr(module, "patch_embed", None), "patch_size", None)
+    return int(patch[0]) if patch else 1
+
+
+@torch.inference_mode()
+def _feature_dim(module: nn.Module, px: int) -> int:
+    training = module.training
+    features = module.eval()(torch.zeros(1, 3, px, px))
+    module.train(training)
+    if features.ndim != 2:
+        raise AssertionError(f"its features have shape {tuple(features.shape)}, not (N, D)")
+    return int(features.shape[1])

@@ -1,0 +1,190 @@
+"""What every self-supervised method is: a module whose forward pass gives its loss on a batch.
+
+A method owns the backbone and whatever it trains beside it. It knows neither Ray nor files.
+Losses are those of the *global* batch: what a rank computes, averaged over ranks as DDP averages
+gradients, is the loss and the gradient that one process with the whole batch would have.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from curate.recipes import Option
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's part of a batch: N images, each in several views."""
+
+    views: list[Tensor]  # each (N, 3, px, px), normalised; of full size first, then small ones
+    ids: Tensor  # (N,) place of the image in the training set
+    labels: Tensor  # (N,) class number, -1 where unknown
+    noise: Tensor  # (N, L) uniform in 0…1, drawn with the views; L is the method's `noise`
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Where training stands: `step` of `steps`, counted from 0."""
+
+    step: int
+    steps: int
+    steps_per_epoch: int
+
+    @property
+    def progress(self) -> float:
+        return self.step / self.steps
+
+    @property
+    def epoch(self) -> float:
+        return self.step / self.steps_per_epoch
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method is built for."""
+
+    feature_dim: int  # of the backbone
+    images: int  # in the training set
+    view_px: int  # side of a view of full size
+    global_views: int  # of full size
+    options: dict[str, Option]
+
+    def number(self, name: str) -> float:
+        return float(self.options[name])
+
+    def count(self, name: str) -> int:
+        return int(self.options[name])
+
+    def flag(self, name: str) -> bool:
+        return bool(self.options[name])
+
+
+class Method(nn.Module):
+    """The protocol. Subclasses set what they need in __init__ and implement forward."""
+
+    noise = 0  # how many random numbers an image
+    needs_labels = False
+    needs_vit = False
+    drop_path = 0.0  # of the backbone that it wants
+
+    def __init__(self, backbone: nn.Module, context: Context) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.context = context
+        self.clock = Clock(0, 1, 1)
+
+    def before_step(self, clock: Clock) -> None:
+        """Schedules of the method's own. An override calls this one first."""
+        self.clock = clock
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """→ the loss, and the backbone's features (n, D) of some of the views, to be watched."""
+        raise NotImplementedError
+
+    def after_backward(self) -> None:
+        """Before the gradients are clipped and applied."""
+
+    def after_step(self) -> None:
+        """Once the weights have moved: momentum encoders follow."""
+
+    def constant_rate(self) -> Iterable[nn.Parameter]:
+        """Weights whose learning rate no schedule lowers."""
+        return ()
+
+    def encoder(self) -> nn.Module:
+        """What is kept of the training."""
+        return self.backbone
+
+
+# Ranks
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if world() > 1 else 0
+
+
+def own_rows(n: int) -> slice:
+    """Where this rank's n rows stand in what `gather` returns."""
+    return slice(rank() * n, (rank() + 1) * n)
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' rows, in the order of the ranks. The gradient of a row is the sum of those that
+    all ranks have for it: without it, negatives on other ranks would be constants."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x) for _ in range(world())]
+        dist.all_gather(parts, x.contiguous())
+        ctx.rows = len(x)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        # A copy: autograd may hand the same tensor to others
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient[own_rows(ctx.rows)]
+
+
+def gather(x: Tensor) -> Tensor:
+    """x (n, …) of each rank → (world · n, …), differentiable."""
+    if world() == 1:
+        return x
+    gathered: Tensor = _Gather.apply(x)
+    return gathered
+
+
+# Parts
+
+
+def mlp(*dims: int, batch_norm: bool = True, last_norm: bool = False) -> nn.Sequential:
+    """Linear layers with ReLU between; batch_norm: also BatchNorm before each ReLU; last_norm:
+    BatchNorm without scale and shift after the last layer."""
+    layers: list[nn.Module] = []
+    for i, (low, high) in enumerate(pairwise(dims)):
+        last = i == len(dims) - 2
+        normed = last_norm if last else batch_norm
+        layers.append(nn.Linear(low, high, bias=not normed))
+        if normed:
+            layers.append(nn.BatchNorm1d(high, affine=not last))
+        if not last:
+            layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
+
+
+def momentum_copy(module: nn.Module) -> nn.Module:
+    """A copy that no gradient moves; `follow` does."""
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+@torch.no_grad()
+def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
+    """slow ← momentum · slow + (1 - momentum) · fast, weights alone: buffers are each one's own."""
+    slow_weights = [p.data for p in slow.parameters()]
+    fast_weights = [p.data for p in fast.parameters()]
+    torch._foreach_lerp_(slow_weights, fast_weights, 1 - momentum)
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """From start to end along half a cosine; progress in 0…1."""
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def unit(x: Tensor) -> Tensor:
+    """Rows of length 1, in float32 whatever autocast made of them."""
+    return F.normalize(x.float(), dim=1)

@@ -1,0 +1,138 @@
+"""DINO: a student matches its slowly moving teacher, who sees the views of full size alone.
+
+Caron et al. 2021, arXiv:2104.14294.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import weight_norm
+
+from curate.methods.base import (
+    Batch,
+    Context,
+    Method,
+    cosine,
+    follow,
+    momentum_copy,
+    world,
+)
+from curate.methods.swav import by_size
+
+
+def distillation(
+    student: list[Tensor],
+    teacher: list[Tensor],
+    center: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> Tensor:
+    """Equation 3: each of the student's views learns from each of the teacher's but its own.
+
+    student: (n, K) of every view; teacher: (n, K) of those of full size, the first ones.
+    """
+    total, terms = student[0].new_zeros((), dtype=torch.float32), 0
+    for i, output in enumerate(teacher):
+        wanted = F.softmax((output.float() - center) / teacher_temperature, dim=1).detach()
+        for v, view in enumerate(student):
+            if v != i:
+                given = F.log_softmax(view.float() / student_temperature, dim=1)
+                total = total - (wanted * given).sum(1).mean()
+                terms += 1
+    return total / terms
+
+
+class Head(nn.Module):
+    """Three layers, a unit bottleneck, and prototypes of unit length."""
+
+    def __init__(self, dim: int, hidden: int, bottleneck: int, out: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            *(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()),
+            nn.Linear(hidden, bottleneck),
+        )
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.last = weight_norm(nn.Linear(bottleneck, out, bias=False))
+        lengths = self.last.parametrizations.weight.original0
+        lengths.data.fill_(1)
+        lengths.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(F.normalize(self.mlp(x), dim=1))
+        return out
+
+
+class DINO(Method):
+    center: Tensor
+    teacher_temperature: float
+
+    def __init__(self, backbone: nn.Module, context: Context) -> None:
+        super().__init__(backbone, context)
+        sizes = [context.count(k) for k in ("hidden_dim", "bottleneck_dim", "projection_dim")]
+        self.head = Head(context.feature_dim, *sizes)
+        self.teacher_backbone = momentum_copy(backbone)
+        _without_drop_path(self.teacher_backbone)
+        self.teacher_head = momentum_copy(self.head)
+        self.register_buffer("center", torch.zeros(1, context.count("projection_dim")))
+        self.teacher_temperature = context.number("teacher_temperature")
+
+    def before_step(self, clock) -> None:  # type: ignore[no-untyped-def]
+        super().before_step(clock)
+        option = self.context.number
+        start, end = option("teacher_temperature"), option("teacher_temperature_end")
+        warmup = option("teacher_warmup_epochs")
+        share = min(1.0, clock.epoch / warmup) if warmup else 0.0
+        self.teacher_temperature = start + (end - start) * share
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        full = self.context.global_views
+        features = by_size(self.backbone, batch.views)  # (V·n, D)
+        student = self.head(features).chunk(len(batch.views))
+        with torch.no_grad():
+            seen = self.teacher_head(self.teacher_backbone(torch.cat(batch.views[:full])))
+        loss = distillation(
+            list(student),
+            list(seen.chunk(full)),
+            self.center,
+            self.context.number("student_temperature"),
+            self.teacher_temperature,
+        )
+        self._move_center(seen)
+        return loss, features[: full * len(batch.ids)]
+
+    @torch.no_grad()
+    def _move_center(self, seen: Tensor) -> None:
+        """Equation 4, over the global batch."""
+        mean = seen.float().mean(0, keepdim=True)
+        if world() > 1:
+            dist.all_reduce(mean)
+            mean /= world()
+        # A new tensor: the loss's gradient does not need the old one, but autograd cannot know
+        self.center = torch.lerp(mean, self.center, self.context.number("center_momentum"))
+
+    def after_backward(self) -> None:
+        if self.clock.epoch < self.context.number("freeze_last_layer_epochs"):
+            for weight in self.head.last.parameters():
+                weight.grad = None
+
+    def after_step(self) -> None:
+        momentum = cosine(self.context.number("momentum"), 1.0, self.clock.progress)
+        follow(self.teacher_backbone, self.backbone, momentum)
+        follow(self.teacher_head, self.head, momentum)
+
+    def encoder(self) -> nn.Module:
+        return self.teacher_backbone  # section 5.2: the better of the two all through training
+
+
+def _without_drop_path(backbone: nn.Module) -> None:
+    for module in backbone.modules():
+        if hasattr(module, "drop_prob") and not isinstance(module, nn.Dropout):
+            cast("Any", module).drop_prob = 0.0

@@ -1,0 +1,23 @@
+"""Exemplar-CNN: each image is a class of its own, and its transformed copies are the class.
+
+Dosovitskiy et al. 2014, arXiv:1406.6909. The classifier has as many rows as there are images.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from curate.methods.base import Batch, Context, Method
+
+
+class ExemplarCNN(Method):
+    def __init__(self, backbone: nn.Module, context: Context) -> None:
+        super().__init__(backbone, context)
+        self.classifier = nn.Linear(context.feature_dim, context.images)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        features = self.backbone(torch.cat(batch.views))  # (V·n, D)
+        classes = batch.ids.repeat(len(batch.views))
+        return F.cross_entropy(self.classifier(features).float(), classes), features

@@ -1,0 +1,61 @@
+"""MoCo: a query against its key, of a slowly moving encoder, and a queue of earlier keys.
+
+v1: He et al. 2020, arXiv:1911.05722. v2, with an MLP head: Chen et al. 2020, arXiv:2003.04297.
+The papers shuffle images among GPUs, lest BatchNorm tell which query and key belong together; here
+BatchNorm is synchronised over all GPUs instead.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from curate.methods.base import Batch, Context, Method, follow, gather, mlp, momentum_copy, unit
+
+
+def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """v1, equation 1. query, key (n, d), queue (K, d), unit rows."""
+    positive = (query * key).sum(1, keepdim=True)  # (n, 1)
+    logits = torch.cat([positive, query @ queue.T], dim=1) / temperature  # (n, 1 + K)
+    return F.cross_entropy(logits, torch.zeros(len(query), dtype=torch.long, device=query.device))
+
+
+class MoCo(Method):
+    queue: Tensor
+    queue_end: Tensor
+
+    def __init__(self, backbone: nn.Module, context: Context) -> None:
+        super().__init__(backbone, context)
+        dim, out = context.feature_dim, context.count("projection_dim")
+        self.projector = (
+            mlp(dim, dim, out, batch_norm=False) if context.flag("mlp") else nn.Linear(dim, out)
+        )
+        self.key_backbone = momentum_copy(backbone)
+        self.key_projector = momentum_copy(self.projector)
+        self.register_buffer("queue", F.normalize(torch.randn(context.count("queue"), out), dim=1))
+        self.register_buffer("queue_end", torch.zeros((), dtype=torch.long))
+        self.temperature = context.number("temperature")
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        features = self.backbone(batch.views[0])
+        query = unit(self.projector(features))
+        with torch.no_grad():
+            key = unit(self.key_projector(self.key_backbone(batch.views[1])))
+        # A copy: the queue moves on before the gradient is taken
+        loss = info_nce(query, key, self.queue.clone(), self.temperature)
+        self._enqueue(gather(key))
+        return loss, features
+
+    @torch.no_grad()
+    def _enqueue(self, keys: Tensor) -> None:
+        """The batch's keys take the place of the oldest; a batch may be longer than the queue."""
+        keys = keys[-len(self.queue) :]
+        place = (self.queue_end + torch.arange(len(keys), device=keys.device)) % len(self.queue)
+        self.queue[place] = keys
+        self.queue_end.copy_((self.queue_end + len(keys)) % len(self.queue))
+
+    def after_step(self) -> None:
+        momentum = self.context.number("momentum")
+        follow(self.key_backbone, self.backbone, momentum)
+        follow(self.key_projector, self.projector, momentum)

@@ -1,0 +1,267 @@
+"""How each self-supervised method is trained by those who proposed it, and by SimCore's authors.
+
+RECIPES[method][preset]; a method's first preset is its default. Learning rates stand at the
+recipe's own batch size, and grow and shrink with the batch in proportion (Goyal et al. 2017).
+
+"SimCore" below is Kim, Bae, Yun, CVPR 2023, by their code, github.com/sungnyun/openssl-simcore.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+Optimizer = Literal["sgd", "adamw", "lars"]
+Schedule = Literal["cosine", "step", "constant"]
+Option = bool | int | float
+
+
+@dataclass(frozen=True)
+class View:
+    """One kind of random view: how many of it, which crop, and what is then done to its pixels."""
+
+    count: int
+    side: float = 1.0  # of the view, as a share of image_px
+    scale: tuple[float, float] = (0.08, 1.0)  # of the crop, as a share of the image's area
+    # Brightness, contrast, saturation: factors from 1 - x to 1 + x; hue: shift from -x to x turns
+    jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
+    jitter_p: float = 0.8
+    grey_p: float = 0.2
+    blur_p: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # px
+    solarize_p: float = 0.0
+    flip_p: float = 0.5
+    bicubic: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    views: tuple[View, ...]
+    optimizer: Optimizer
+    learning_rate: float  # at batch_size
+    batch_size: int
+    epochs: int
+    weight_decay: float
+    weight_decay_end: float | None = None  # by a cosine from weight_decay, where set
+    momentum: float = 0.9  # of SGD and LARS; Adam's beta1
+    adam_beta2: float = 0.999
+    nesterov: bool = False
+    warmup_epochs: float = 0
+    schedule: Schedule = "cosine"
+    final_learning_rate: float = 0.0  # as a share of the peak
+    clip_gradient: float | None = None  # its norm
+    options: dict[str, Option] = field(default_factory=dict)  # the method's own
+
+
+# SimCore: crop scale (0.2, 1), strong jitter, no blur, for every method with two views
+_SIMCORE_VIEW = View(1, scale=(0.2, 1.0))
+_TWO_SIMCORE_VIEWS = (replace(_SIMCORE_VIEW, count=2),)
+# and one optimiser for all of them: nesterov SGD of 0.1 at 512, down to a thousandth by a cosine
+_SIMCORE = Recipe(
+    views=_TWO_SIMCORE_VIEWS,
+    optimizer="sgd",
+    learning_rate=0.1,
+    batch_size=512,
+    epochs=5000,
+    weight_decay=1e-4,
+    nesterov=True,
+    final_learning_rate=1e-3,
+)
+
+# Chen et al. 2020, arXiv:2002.05709, section 2.2 and appendices A, B.9
+_SIMCLR = Recipe(
+    views=(View(2, blur_p=0.5),),
+    optimizer="lars",
+    learning_rate=4.8,  # 0.3 · batch / 256
+    batch_size=4096,
+    epochs=1000,
+    weight_decay=1e-6,
+    warmup_epochs=10,
+    options={"temperature": 0.1, "projection_dim": 128, "batch_norm": True},
+)
+
+# He et al. 2020, arXiv:1911.05722, section 3.3 and its code. There grey comes before the jitter,
+# which differs from ours, the other way about, in the effect of the hue alone.
+_MOCO_V1 = Recipe(
+    views=(View(2, scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0),),
+    optimizer="sgd",
+    learning_rate=0.03,
+    batch_size=256,
+    epochs=200,
+    weight_decay=1e-4,
+    schedule="step",
+    options={
+        "temperature": 0.07,
+        "queue": 65_536,
+        "momentum": 0.999,
+        "projection_dim": 128,
+        "mlp": False,
+    },
+)
+
+# Chen et al. 2020, arXiv:2003.04297: an MLP head, blur, cosine schedule
+_V2_VIEW = View(2, scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), blur_p=0.5)
+_MOCO_V2 = replace(
+    _MOCO_V1,
+    views=(_V2_VIEW,),
+    schedule="cosine",
+    options={**_MOCO_V1.options, "temperature": 0.2, "mlp": True},
+)
+
+# Grill et al. 2020, arXiv:2006.07733, section 3.3 and appendix B
+_BYOL_VIEW = View(1, jitter=(0.4, 0.4, 0.2, 0.1))
+_BYOL = Recipe(
+    views=(
+        replace(_BYOL_VIEW, blur_p=1.0),
+        replace(_BYOL_VIEW, blur_p=0.1, solarize_p=0.2),
+    ),
+    optimizer="lars",
+    learning_rate=3.2,  # 0.2 · batch / 256
+    batch_size=4096,
+    epochs=1000,
+    weight_decay=1.5e-6,
+    warmup_epochs=10,
+    options={"momentum": 0.996, "projection_dim": 256, "hidden_dim": 4096},
+)
+
+# Chen & He 2021, arXiv:2011.10566, section 3 and appendix A; the predictor's rate stays constant
+_SIMSIAM = Recipe(
+    views=(_V2_VIEW,),
+    optimizer="sgd",
+    learning_rate=0.1,  # 0.05 · batch / 256
+    batch_size=512,
+    epochs=100,
+    weight_decay=1e-4,
+    options={"projection_dim": 2048, "hidden_dim": 512},
+)
+
+# Caron et al. 2020, arXiv:2006.09882, appendix A, and the code's recipe for batches of 256
+_SWAV_VIEW = View(2, scale=(0.14, 1.0), blur_p=0.5)
+_SWAV = Recipe(
+    views=(_SWAV_VIEW, replace(_SWAV_VIEW, count=6, side=96 / 224, scale=(0.05, 0.14))),
+    optimizer="lars",
+    learning_rate=0.6,
+    batch_size=256,
+    epochs=200,
+    weight_decay=1e-6,
+    final_learning_rate=1e-3,
+    options={
+        "temperature": 0.1,
+        "epsilon": 0.05,
+        "sinkhorn_iterations": 3,
+        "prototypes": 3000,
+        "queue": 3840,
+        "queue_from_epoch": 15,
+        "freeze_prototypes_epochs": 1,
+        "projection_dim": 128,
+        "hidden_dim": 2048,
+    },
+)
+
+# Caron et al. 2021, arXiv:2104.14294, section 3 and its code
+_DINO_VIEW = View(1, scale=(0.4, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), bicubic=True)
+_DINO = Recipe(
+    views=(
+        replace(_DINO_VIEW, blur_p=1.0),
+        replace(_DINO_VIEW, blur_p=0.1, solarize_p=0.2),
+        replace(_DINO_VIEW, count=8, side=96 / 224, scale=(0.05, 0.4), blur_p=0.5),
+    ),
+    optimizer="adamw",
+    learning_rate=2e-3,  # 0.0005 · batch / 256
+    batch_size=1024,
+    epochs=100,
+    weight_decay=0.04,
+    weight_decay_end=0.4,
+    warmup_epochs=10,
+    final_learning_rate=5e-4,
+    clip_gradient=3.0,
+    options={
+        "student_temperature": 0.1,
+        "teacher_temperature": 0.04,
+        "teacher_temperature_end": 0.07,
+        "teacher_warmup_epochs": 30,
+        "momentum": 0.996,
+        "center_momentum": 0.9,
+        "freeze_last_layer_epochs": 1,
+        "projection_dim": 65_536,
+        "hidden_dim": 2048,
+        "bottleneck_dim": 256,
+        "drop_path": 0.1,
+    },
+)
+
+# He et al. 2022, arXiv:2111.06377, section 4 and appendix A.1
+_MAE = Recipe(
+    views=(View(1, scale=(0.2, 1.0), jitter_p=0, grey_p=0, bicubic=True),),
+    optimizer="adamw",
+    learning_rate=2.4e-3,  # 1.5e-4 · batch / 256
+    batch_size=4096,
+    epochs=800,
+    weight_decay=0.05,
+    adam_beta2=0.95,
+    warmup_epochs=40,
+    options={
+        "mask_ratio": 0.75,
+        "normalise_pixels": True,
+        "decoder_dim": 512,
+        "decoder_depth": 8,
+        "decoder_heads": 16,
+    },
+)
+
+# Hadsell, Chopra, LeCun 2006, equation 4, with pairs from views as in section 3.1.2. The paper's
+# small networks say nothing of today's optimisers; these are SimSiam's.
+_DRLIM = Recipe(
+    views=(_V2_VIEW,),
+    optimizer="sgd",
+    learning_rate=0.1,
+    batch_size=512,
+    epochs=100,
+    weight_decay=1e-4,
+    options={"margin": 1.0, "projection_dim": 128, "label_pairs": False},
+)
+
+# Dosovitskiy et al. 2014, arXiv:1406.6909, section 2: scaling, translation, colour and contrast of
+# one patch; its rotations are left out. Learning rate 0.01, momentum 0.9.
+_EXEMPLAR = Recipe(
+    views=(View(2, scale=(0.2, 1.0)),),
+    optimizer="sgd",
+    learning_rate=0.01,
+    batch_size=128,
+    epochs=200,
+    weight_decay=1e-4,
+    options={},
+)
+
+RECIPES: dict[str, dict[str, Recipe]] = {
+    "simclr": {
+        "paper": _SIMCLR,
+        "simcore": replace(
+            _SIMCORE, options={"temperature": 0.07, "projection_dim": 128, "batch_norm": False}
+        ),
+    },
+    "moco": {
+        "v2": _MOCO_V2,
+        "v1": _MOCO_V1,
+        # v1's linear head, a short queue, and logits that no temperature divides
+        "simcore": replace(
+            _SIMCORE, options={**_MOCO_V1.options, "temperature": 1.0, "queue": 1024}
+        ),
+    },
+    "byol": {"paper": _BYOL, "simcore": replace(_SIMCORE, options=_BYOL.options)},
+    "simsiam": {"paper": _SIMSIAM, "simcore": replace(_SIMCORE, options=_SIMSIAM.options)},
+    "swav": {
+        "paper": _SWAV,
+        # Two views, 100 prototypes and no queue
+        "simcore": replace(_SIMCORE, options={**_SWAV.options, "prototypes": 100, "queue": 0}),
+    },
+    "dino": {
+        "paper": _DINO,
+        "simcore": replace(
+            _DINO, views=_TWO_SIMCORE_VIEWS, options={**_DINO.options, "teacher_warmup_epochs": 0}
+        ),
+    },
+    "mae": {"paper": _MAE},
+    "drlim": {"paper": _DRLIM},
+    "exemplar": {"paper": _EXEMPLAR},
+}

@@ -1,0 +1,112 @@
+"""Images by where a manifest says they lie: a file, a range of an archive, a row of a table."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+from curate import storage
+from curate.errors import one_line
+from curate.settings import ParquetSettings, SourceSettings
+from curate.sources import parquet
+from curate.sources.base import REMOTE_READS, Item, Unit, read_files, with_retries
+
+ROWS_APART = 1000  # rows of a table further apart than this are read apart
+
+
+def read_located(
+    rows: list[dict[str, Any]], sources: Mapping[str, SourceSettings]
+) -> Iterator[Item]:
+    """rows of a manifest, those of one file together → items with their bytes, in order; what
+    cannot be read, or is not the image that was selected, is an item with an `error`.
+
+    sources: settings by name, which know the columns of tables.
+    """
+    for (uri, source), group in groupby(rows, key=lambda row: (row["uri"], row["source"])):
+        images = list(group)
+        for row, item in zip(images, _read_one_file(uri, images, sources.get(source)), strict=True):
+            yield _checked(item, row["sha256"])
+
+
+def _read_one_file(
+    uri: str, rows: list[dict[str, Any]], source: SourceSettings | None
+) -> Iterator[Item]:
+    items = [
+        Item(row["key"], uri, row["offset"], row["size"], row["row"], row["label"]) for row in rows
+    ]
+    if items[0].offset is not None:
+        with ThreadPoolExecutor(1 if storage.is_local(uri) else REMOTE_READS) as pool:
+            yield from pool.map(_read_range, items)
+    elif items[0].row is not None and _is_table(uri, source):
+        yield from _read_rows(uri, items, source)
+    else:
+        yield from read_files(items)
+
+
+def _is_table(uri: str, source: SourceSettings | None) -> bool:
+    """A row of a table may name another file, and then that is the URI."""
+    if isinstance(source, ParquetSettings) and source.path_column is not None:
+        return False
+    try:
+        return with_retries(uri, lambda: storage.read_range(uri, 0, 4)).startswith(b"PAR1")
+    except Exception:  # reading the file says what is wrong
+        return False
+
+
+def _read_range(item: Item) -> Item:
+    offset, size = item.offset, item.size
+    assert offset is not None and size is not None
+    try:
+        read = lambda: storage.read_range(item.uri, offset, size)  # noqa: E731
+        data = with_retries(item.uri, read)
+        if len(data) > size:  # from a server that knows no ranges: the whole file
+            data = data[offset : offset + size]
+        return replace(item, data=data)
+    except Exception as error:  # whatever a filesystem raises is this one image's trouble
+        return replace(item, error=f"{type(error).__name__}: {one_line(error, 200)}")
+
+
+def _read_rows(uri: str, items: list[Item], source: SourceSettings | None) -> Iterator[Item]:
+    settings = source if isinstance(source, ParquetSettings) else None
+    if settings is None:
+        settings = ParquetSettings(name="table", kind="parquet", path=[uri])
+    wanted = {item.row for item in items if item.row is not None}
+    found: dict[int | None, Item] = {}
+    error = "no such row"
+    try:
+        for first, last in _runs(sorted(wanted)):
+            for item in parquet.read(settings, Unit(uri, start=first, stop=last + 1)):
+                if item.row in wanted:
+                    found[item.row] = item
+    except Exception as failure:  # whatever a filesystem or a damaged file raises
+        error = f"{type(failure).__name__}: {one_line(failure, 200)}"
+    for item in items:
+        there = found.get(item.row)
+        yield (
+            replace(item, error=error)
+            if there is None
+            else replace(item, data=there.data, error=there.error)
+        )
+
+
+def _runs(rows: list[int]) -> Iterator[tuple[int, int]]:
+    """First and last of each run of rows that are near enough to be read in one go."""
+    first = last = rows[0]
+    for row in rows[1:]:
+        if row - last > ROWS_APART:
+            yield first, last
+            first = row
+        last = row
+    yield first, last
+
+
+def _checked(item: Item, sha256: str | None) -> Item:
+    if item.data is None or sha256 is None:
+        return item
+    if hashlib.sha256(item.data).hexdigest() != sha256:
+        return replace(item, data=None, error="not the image that was selected: its bytes changed")
+    return item

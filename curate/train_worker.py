@@ -1,0 +1,340 @@
+"""What each worker of a training does, from its data to the exported encoder. Runs in Ray Train."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from ray.actor import ActorHandle
+from ray.train.torch import get_device
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from curate import __version__, checkpoints, storage
+from curate.errors import CurateError
+from curate.evaluate.knn import knn_predict
+from curate.images import Refused, decode, resize_crop
+from curate.loader import CropDataset, loader, places_of
+from curate.methods.base import rank, world
+from curate.settings import ImageSettings
+from curate.trainer import Trainer
+from curate.training_plan import TrainingPlan
+from curate.training_set import TrainingSet, on_this_machine
+from curate.watch import Journal, Record
+
+RECORD_EVERY = 100  # steps, where an epoch has more
+SHOW_EVERY_S = 2.0
+PROBE_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Probe:
+    train: str  # folders of labelled sets
+    test: str
+    every: int  # epochs
+    k: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker is told."""
+
+    section: str  # of the config, named in errors
+    plan: TrainingPlan
+    folder: str  # checkpoints, metrics and the encoder go here
+    data: str  # folder of the training set
+    limits: ImageSettings
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+    crop_fraction: float  # of the probe's images
+    probe: Probe | None
+    threads: int
+    loader_workers: int
+    checkpoint_every: int  # steps
+    keep_checkpoints: int
+    max_unreadable_fraction: float
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Where rank 0 shows how it goes, and a worker leaves why it cannot go on."""
+
+    def __init__(self) -> None:
+        self.record: Record | None = None
+        self.failed: str | None = None
+
+    def show(self, record: Record) -> None:
+        self.record = record
+
+    def fail(self, reason: str) -> None:
+        self.failed = self.failed or reason
+
+    def shown(self) -> Record | None:
+        return self.record
+
+    def failure(self) -> str | None:
+        return self.failed
+
+
+def work(config: dict[str, Any]) -> None:
+    """The function that Ray Train runs on every worker."""
+    job: Job = config["job"]
+    board: ActorHandle = config["board"]
+    if ray.get(board.failure.remote()) is not None:
+        return  # restarting cannot mend what the last try said
+    try:
+        _Worker(job, board).run()
+    except CurateError as error:
+        ray.get(board.fail.remote(str(error)))
+        raise
+
+
+class _Worker:
+    def __init__(self, job: Job, board: ActorHandle) -> None:
+        self.job, self.board = job, board
+        torch.set_num_threads(job.threads)
+        device = get_device()
+        self.trainer = Trainer(job.plan, device, job.mean, job.std, job.section)
+        self.images = TrainingSet(on_this_machine(job.data))
+        # Sums since the last record: loss, deviation, steps, unreadable images in this epoch
+        self.sums = torch.zeros(4, dtype=torch.float64)
+        self.pending: Tensor | None = None  # loss and deviation, still on the device
+        self.records: list[Record] = []
+        self.seconds_before = 0.0
+        self._go_on()
+
+    @property
+    def checkpoints(self) -> str:
+        return storage.join(self.job.folder, "checkpoints")
+
+    def _go_on(self) -> None:
+        state = checkpoints.newest(self.checkpoints)
+        if state is None:
+            return
+        self.trainer.load(state)
+        self.records = state["records"]
+        self.seconds_before = state["seconds"]
+        if rank() == 0:
+            self.sums = state["sums"]
+
+    def run(self) -> None:
+        plan = self.job.plan
+        journal = Journal(self.job.folder, self.records) if rank() == 0 else None
+        self.started = self.shown = time.monotonic()
+        self.first_step = self.trainer.step_number
+        for crops in self._batches():
+            loss, deviation, rate = self.trainer.step(crops)
+            step = self.trainer.step_number
+            self.sums += torch.tensor([0, 0, 1, len(crops.unreadable)], dtype=torch.float64)
+            self._add(loss, deviation)
+            epoch_ends = step % plan.steps_per_epoch == 0
+            if rank() == 0:
+                self._show(rate)
+            if epoch_ends or step % plan.steps_per_epoch % RECORD_EVERY == 0:
+                self._record(rate, journal, epoch_ends)
+            if step % self.job.checkpoint_every == 0 or step == plan.steps:
+                self._checkpoint()
+        if journal is not None:
+            journal.close()
+            self._export()
+        if world() > 1:
+            dist.barrier()
+
+    def _batches(self) -> Any:
+        job = self.job
+        dataset = CropDataset(
+            self.images,
+            self.trainer.shapes,
+            job.limits,
+            job.plan.seed,
+            self.trainer.method.noise,
+        )
+        places = places_of(job.plan, self.trainer.step_number, rank(), world())
+        return loader(dataset, places, job.loader_workers, self.trainer.device.type == "cuda")
+
+    def _add(self, loss: Tensor, deviation: Tensor) -> None:
+        """Kept on the device: to read them at once would mean to wait for each step."""
+        both = torch.stack([loss.float(), deviation.float()])
+        self.pending = both if self.pending is None else self.pending + both
+        self.latest = both
+
+    def _settle(self) -> None:
+        """What was kept on the device, into the sums."""
+        if self.pending is not None:
+            self.sums[:2] += self.pending.double().cpu()
+            self.pending = None
+
+    def _over_ranks(self) -> Tensor:
+        """The sums of all ranks; loss, deviation and steps as means over them."""
+        self._settle()
+        total = self.sums.clone()
+        if world() > 1:
+            on_device = total.to(self.trainer.device, torch.float64)
+            dist.all_reduce(on_device)
+            total = on_device.cpu()
+        total[:3] /= world()
+        return total
+
+    def _record(self, rate: float, journal: Journal | None, epoch_ends: bool) -> None:
+        """All ranks meet here; rank 0 writes down what came out."""
+        plan, step = self.job.plan, self.trainer.step_number
+        loss, deviation, steps, unreadable = self._over_ranks().tolist()
+        if not np.isfinite(loss):
+            raise CurateError(
+                f"{self.job.section}.learning_rate={plan.learning_rate:g}: the loss is no longer "
+                f"finite at step {step}; lower it, or warm up longer"
+            )
+        if unreadable > self.job.max_unreadable_fraction * plan.images:
+            raise CurateError(
+                f"{self.job.section}.max_unreadable_fraction={self.job.max_unreadable_fraction}: "
+                f"{unreadable:.0f} of {plan.images} images cannot be decoded"
+            )
+        record: Record = {
+            "step": step,
+            "epoch": step // plan.steps_per_epoch,
+            "loss": loss / steps,
+            "learning_rate": rate,
+            "embedding_std": deviation / steps,
+            "images_per_s": self._rate(),
+            "seconds": self.seconds_before + time.monotonic() - self.started,
+            "unreadable": int(unreadable),
+        }
+        probe = self.job.probe
+        if probe is not None and epoch_ends and self._is_probed(record["epoch"], probe):
+            if rank() == 0:
+                record["knn"] = self._knn(probe)
+            if world() > 1:
+                dist.barrier()
+        self.records.append(record)
+        if journal is not None:
+            journal.add(record)
+        self.sums[:3] = 0
+        if epoch_ends:
+            self.sums[3] = 0
+
+    def _is_probed(self, epoch: int, probe: Probe) -> bool:
+        return epoch % probe.every == 0 or epoch == self.job.plan.epochs
+
+    def _rate(self) -> float:
+        """Images/s over all workers, since this start."""
+        done = self.trainer.step_number - self.first_step
+        return done * self.job.plan.batch_size / max(time.monotonic() - self.started, 1e-9)
+
+    def _show(self, rate: float) -> None:
+        now = time.monotonic()
+        plan, step = self.job.plan, self.trainer.step_number
+        if now - self.shown < SHOW_EVERY_S and step < plan.steps:
+            return
+        self.shown = now
+        loss, deviation = self.latest.tolist()
+        record = {
+            "step": step,
+            "steps": plan.steps,
+            "epoch": step // plan.steps_per_epoch,
+            "epochs": plan.epochs,
+            "loss": loss,
+            "embedding_std": deviation,
+            "learning_rate": rate,
+            "images_per_s": self._rate(),
+            "seconds_left": (plan.steps - step)
+            * (now - self.started)
+            / max(1, step - self.first_step),
+        }
+        probed = [earlier["knn"] for earlier in self.records if "knn" in earlier]
+        if probed:
+            record["knn"] = probed[-1]
+        self.board.show.remote(record)
+
+    def _checkpoint(self) -> None:
+        total = self._over_ranks()  # all ranks meet; then one writes
+        total[:3] *= world()
+        if rank() == 0:
+            state = self.trainer.state() | {
+                "sums": total,
+                "records": self.records,
+                "seconds": self.seconds_before + time.monotonic() - self.started,
+            }
+            keep = self.job.keep_checkpoints
+            checkpoints.save(self.checkpoints, self.trainer.step_number, state, keep)
+
+    def _export(self) -> None:
+        """encoder.safetensors, then encoder.json, whose presence says that training is done."""
+        plan, trainer = self.job.plan, self.trainer
+        module = trainer.method.encoder()
+        state = {name: value.cpu().contiguous() for name, value in module.state_dict().items()}
+        uri = storage.join(self.job.folder, "encoder.safetensors")
+        storage.write_bytes(uri, save_safetensors(state))
+        card = {
+            "backbone": plan.backbone,
+            "small_stem": plan.small_stem,
+            "feature_dim": trainer.feature_dim,
+            "image_px": plan.image_px,
+            "mean": list(trainer.mean),
+            "std": list(trainer.std),
+            "method": plan.method,
+            "preset": plan.preset,
+            "epochs": plan.epochs,
+            "images": plan.images,
+            "dataset": self.images.index.fingerprint,
+            "curate": __version__,
+        }
+        text = json.dumps(card, indent=2) + "\n"
+        storage.write_bytes(storage.join(self.job.folder, "encoder.json"), text.encode())
+
+    def _knn(self, probe: Probe) -> float:
+        """Accuracy on the probe's test images, by its training images."""
+        train, test = (TrainingSet(on_this_machine(f)) for f in (probe.train, probe.test))
+        missing = sorted(set(test.classes) - set(train.classes))
+        if missing or not train.classes:
+            what = f"class {missing[0]} of test is not in train" if missing else "no labels"
+            raise CurateError(f"{self.job.section}.probe: {what}")
+        names = {name: number for number, name in enumerate(train.classes)}
+        number = np.array([names[name] for name in test.classes])
+        labelled = [np.flatnonzero(images.labels >= 0) for images in (train, test)]
+        features = [
+            self._features(images, rows)
+            for images, rows in zip((train, test), labelled, strict=True)
+        ]
+        predicted = knn_predict(
+            features[0],
+            train.labels[labelled[0]],
+            features[1],
+            len(train.classes),
+            min(probe.k, len(labelled[0])),
+        )
+        return float((predicted == number[test.labels[labelled[1]]]).mean())
+
+    @torch.no_grad()
+    def _features(self, images: TrainingSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(N, D) unit rows, of centre crops; a picture that cannot be decoded is a grey one."""
+        trainer, px = self.trainer, self.job.plan.image_px
+        module = trainer.method.encoder()
+        training = module.training
+        module.eval()
+        found = []
+        for start in range(0, len(rows), PROBE_BATCH):
+            pixels = np.full((len(rows[start : start + PROBE_BATCH]), px, px, 3), 128, np.uint8)
+            for row, place in enumerate(rows[start : start + PROBE_BATCH]):
+                pixels[row] = self._centre(images.image(int(place)), pixels[row])
+            batch = torch.from_numpy(pixels).to(trainer.device).permute(0, 3, 1, 2).float() / 255
+            batch = (batch - trainer.augment.mean) / trainer.augment.std
+            with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.bf16):
+                features = module(batch.contiguous(memory_format=torch.channels_last))
+            found.append(nn.functional.normalize(features.float(), dim=1).cpu().numpy())
+        module.train(training)
+        return np.concatenate(found)
+
+    def _centre(self, data: bytes, otherwise: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        limits, px = self.job.limits, self.job.plan.image_px
+        try:
+            image = decode(data, min_px=limits.min_px, max_pixels=limits.max_pixels).rgb
+        except Refused:
+            return otherwise
+        return resize_crop(image, px, self.job.crop_fraction)
