@@ -54,7 +54,10 @@ class Trainer:
         self.mean, self.std = mean or backbone.mean, std or backbone.std
         self.feature_dim = backbone.feature_dim
         self.shapes: list[Shape] = shapes(plan.views, plan.image_px, backbone.patch_px)
-        self.method = self._build_method(backbone.module.train())
+        try:
+            self.method = self._build_method(backbone.module.train())
+        except ValueError as error:
+            raise CurateError(f"{section}.options: {error}") from error
         self.bf16 = _wants_bf16(plan.precision, device)
         self.augment = Augment(self.mean, self.std, device)
         self.optimizer = build_optimizer(plan, self.method)

@@ -37,7 +37,8 @@ class Journal:
             else tempfile.mkdtemp(prefix="curate-events-")
         )
         purge = earlier[-1]["step"] + 1 if earlier else 0
-        self.writer = SummaryWriter(self.local, purge_step=purge)
+        # Files are named by the second, and a restart may be quicker
+        self.writer = SummaryWriter(self.local, purge_step=purge, filename_suffix=f".{purge}")
 
     def add(self, record: Record) -> None:
         self.records.append(record)
@@ -58,8 +59,8 @@ class Journal:
         self.written = time.monotonic()
 
     def close(self) -> None:
+        self.writer.close()  # first, since a flush alone leaves out what is still in its queue
         self.write()
-        self.writer.close()
 
 
 class TrainingProgress:

@@ -70,12 +70,14 @@ class Context:
 
 
 class Method(nn.Module):
-    """The protocol. Subclasses set what they need in __init__ and implement forward."""
+    """The protocol. Subclasses set what they need in __init__ and implement forward.
+
+    __init__ raises ValueError for options that cannot be.
+    """
 
     noise = 0  # how many random numbers an image
     needs_labels = False
     needs_vit = False
-    drop_path = 0.0  # of the backbone that it wants
 
     def __init__(self, backbone: nn.Module, context: Context) -> None:
         super().__init__()

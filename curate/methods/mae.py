@@ -48,6 +48,11 @@ class MAE(Method):
         side = context.view_px // self.patch_px
         self.noise = side * side
         self.kept = max(1, round(self.noise * (1 - context.number("mask_ratio"))))
+        if self.kept >= self.noise:
+            ratio = context.options["mask_ratio"]
+            raise ValueError(f"mask_ratio={ratio} hides none of {self.noise} patches")
+        if getattr(vit, "cls_token", None) is None or getattr(vit, "num_prefix_tokens", 1) != 1:
+            raise ValueError("mae needs a plain vision transformer with one class token")
         dim, width = context.feature_dim, context.count("decoder_dim")
         positions = sincos(dim, side)
         vit.pos_embed.data.copy_(positions)

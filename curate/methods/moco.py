@@ -33,6 +33,8 @@ class MoCo(Method):
         )
         self.key_backbone = momentum_copy(backbone)
         self.key_projector = momentum_copy(self.projector)
+        if context.count("queue") < 1:
+            raise ValueError("queue=0: MoCo needs keys to compare with")
         self.register_buffer("queue", F.normalize(torch.randn(context.count("queue"), out), dim=1))
         self.register_buffer("queue_end", torch.zeros((), dtype=torch.long))
         self.temperature = context.number("temperature")
