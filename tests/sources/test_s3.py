@@ -18,11 +18,12 @@ from pathlib import Path
 
 import fsspec
 import pytest
+import yaml
 
-from curate import plan, storage
+from curate import encoders, plan, storage
 from curate.config import parse
 from curate.errors import CurateError
-from curate.settings import RunSettings
+from curate.settings import EncoderSettings, RunSettings
 from curate.sources import read_unit
 from tests.imagery import jpeg, tar
 from tests.sources.reading import error_of, parquet, read, write
@@ -153,3 +154,33 @@ def test_what_is_not_there(bucket: str) -> None:
     error_of("image_folder", "s3://no-such-bucket-anywhere/none")
     with pytest.raises(CurateError, match="cannot be written"):
         storage.write_bytes("s3://no-such-bucket-anywhere/file", b"data")
+
+
+def test_whole_run_and_training_on_s3(bucket: str, tmp_path: Path) -> None:
+    """Sources, embeddings, manifest, training set, checkpoints and encoder: nothing is local."""
+    document = run_settings(bucket).model_dump(mode="json", exclude_none=True)
+    document["encoder"] = {"backbone": "resnet18", "image_px": 32}
+    document["coreset"] = {"clusters": 2, "tau": None, "budget": 6}
+    document["pretrain"] = {"preset": "simcore", "epochs": 2, "batch_size": 4, "workers": 2}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
+    done = subprocess.run(
+        [sys.executable, "-m", "curate.cli", "run", str(tmp_path / "run.yaml")],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "RAY_ADDRESS": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert f"encoder: {bucket}/run/pretrain" in done.stdout
+    names = {file.uri.removeprefix(f"{bucket}/run/pretrain/") for file in storage.find(bucket)}
+    assert {"encoder.safetensors", "encoder.json", "metrics.jsonl", "data/index.json"} <= names
+    assert {name for name in names if name.startswith("checkpoints/")} == {
+        "checkpoints/step-00000006.pt"
+    }
+    assert any(name.startswith("tensorboard/events") for name in names)
+    assert not any(name.startswith(".ray") for name in names)
+    settings = EncoderSettings(
+        backbone="resnet18", image_px=32, checkpoint=f"{bucket}/run/pretrain"
+    )
+    assert encoders.build(settings).feature_dim == 512
