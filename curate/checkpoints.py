@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import logging
 import zipfile
+from functools import partial
 from typing import Any
 
 import torch
 
 from curate import storage
 from curate.errors import one_line
+from curate.sources.base import with_retries
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +38,9 @@ def newest(folder: str) -> dict[str, Any] | None:
     """The newest checkpoint that can be read; None where there is none."""
     for name in reversed(_names(folder)):
         uri = storage.join(folder, name)
+        # What cannot be had is no damage: it fails this start, and not the checkpoint
+        data = io.BytesIO(with_retries(uri, partial(storage.read_bytes, uri)))
         try:
-            data = io.BytesIO(storage.read_bytes(uri))
             with zipfile.ZipFile(data) as archive:  # torch itself looks at no checksum
                 damaged = archive.testzip()
             if damaged is not None:

@@ -132,7 +132,8 @@ class CropDataset(Dataset[Crops]):
                 if further == 0:
                     unreadable.append(place)
         raise CurateError(
-            f"{self.images.folder}: image {place} and {SUBSTITUTES} after it cannot be decoded"
+            f"{self.images.folder}: image {place} and all the next ones tried in its place "
+            "cannot be decoded"
         )
 
     def _crops(self, data: bytes, rng: np.random.Generator) -> list[NDArray[np.uint8]]:

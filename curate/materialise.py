@@ -154,6 +154,8 @@ def _manifest_bytes(settings: RunSettings, name: str) -> bytes:
             else "check the path in pretrain.data"
         )
         raise CurateError(f"{uri}: no such manifest; {remedy}") from None
+    except OSError as error:
+        raise CurateError(f"{uri}: not readable: {one_line(error)}") from error
 
 
 def _manifest_rows(settings: RunSettings, name: str) -> list[dict[str, Any]]:
@@ -184,7 +186,8 @@ def _copy(piece: _Piece, sources: dict[str, SourceSettings], folder: str, number
         nonlocal waiting, waiting_bytes
         name = f"part-{number:06d}-{len(parts):03d}.arrow"
         shards.write_arrow(storage.join(folder, name), pa.Table.from_pylist(waiting, SCHEMA))
-        digest = hashlib.sha256("".join(row["sha256"] for row in waiting).encode()).hexdigest()
+        known = "".join(f"{row['sha256']} {row['label']}\n" for row in waiting)
+        digest = hashlib.sha256(known.encode()).hexdigest()
         parts.append((name, len(waiting), digest))
         waiting, waiting_bytes = [], 0
 

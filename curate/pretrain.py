@@ -17,6 +17,7 @@ from typing import Any, cast
 import pyarrow.fs
 import ray
 import torch
+import yaml
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -78,6 +79,7 @@ def _train(
         storage.remove_tree(folder)
     placement = _placement(chosen, section)
     _check_early(settings, chosen, section)
+    _refuse_other(folder, {"made_from": materialise.request(settings, data)})
     index = materialise.training_images(settings, data, storage.join(folder, "data"))
     plan = training_plan.make(
         chosen,
@@ -87,7 +89,10 @@ def _train(
         workers=placement.workers,
         section=section,
     )
-    _keep_config(folder, plan, index)
+    mark = {"made_from": index.made_from, "training": plan.to_dict(), "images": index.fingerprint}
+    _refuse_other(folder, mark)
+    config = storage.join(folder, "config.yaml")
+    storage.write_bytes(config, resume.to_yaml({"fingerprint": _plain(mark)}))
     if storage.exists(storage.join(folder, "encoder.json")):
         log.info("%s: done before, at %s", section, folder)
     else:
@@ -111,13 +116,24 @@ def _check_early(settings: RunSettings, chosen: TrainingSettings, section: str) 
         Trainer(plan, torch.device("meta"), section=section)
 
 
-def _keep_config(folder: str, plan: TrainingPlan, index: Index) -> None:
-    """config.yaml says what is trained here; raises CurateError where it was something else."""
-    mark = {"training": json.loads(json.dumps(plan.to_dict())), "dataset": index.fingerprint}
+def _refuse_other(folder: str, mark: dict[str, Any]) -> None:
+    """Raises CurateError where config.yaml says that something else is trained here; a `mark` of
+    some keys is compared in these alone, before work is spent on the others."""
     uri = storage.join(folder, "config.yaml")
-    if storage.exists(uri):
-        resume.refuse_other(folder, storage.read_bytes(uri), mark)
-    storage.write_bytes(uri, resume.to_yaml({"fingerprint": mark, "made_from": index.made_from}))
+    if not storage.exists(uri):
+        return
+    try:
+        earlier = yaml.safe_load(storage.read_bytes(uri))["fingerprint"]
+        there = {name: earlier[name] for name in mark}
+    except (yaml.YAMLError, KeyError, TypeError):
+        raise CurateError(f"{uri}: not a training's config; set another output") from None
+    remedy = "start this training over with `curate pretrain … --fresh`"
+    resume.refuse_other(folder, resume.to_yaml({"fingerprint": there}), _plain(mark), remedy)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON and YAML have it: lists for tuples."""
+    return json.loads(json.dumps(value))
 
 
 def _job(

@@ -90,14 +90,17 @@ def plan_of(settings: RunSettings, mark: Fingerprint) -> list[PlannedUnit]:
     return units
 
 
-def remove_earlier(output: str) -> None:
+def remove_earlier(output: str, *, but: str | None = None) -> None:
     """Only what a run writes: the folder may hold other things. The config goes last, so that a
     removal that is cut short leaves a run that still says what it was."""
     for name in reversed(OWN_FILES):
-        storage.remove_tree(storage.join(output, name))
+        if name != but:
+            storage.remove_tree(storage.join(output, name))
 
 
-def refuse_other(output: str, config: bytes, mark: Fingerprint) -> None:
+def refuse_other(
+    output: str, config: bytes, mark: Fingerprint, remedy: str = "start over with --fresh"
+) -> None:
     """Raises CurateError, saying what differs, where `config` is another run's under `output`."""
     try:
         earlier = yaml.safe_load(config)["fingerprint"]
@@ -110,7 +113,7 @@ def refuse_other(output: str, config: bytes, mark: Fingerprint) -> None:
     if differing:
         raise CurateError(
             f"{output}: holds a run with other settings: {'; '.join(differing)}. "
-            "Set another output, or start over with --fresh"
+            f"Set another output, or {remedy}"
         )
 
 

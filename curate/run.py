@@ -51,14 +51,15 @@ def run(settings: RunSettings, *, fresh: bool = False) -> Summary:
     """
     output = settings.output
     seconds: dict[str, float] = {}
-    if settings.encoder.pretrain_on_target:
+    trained_here = settings.encoder.pretrain_on_target is not None
+    if trained_here:
         with _timed(seconds, "pretrain_on_target"):
             settings = _with_target_encoder(settings, fresh)
     with _timed(seconds, "plan"):
         encoder = encoders.build(settings.encoder)
         mark = resume.fingerprint(settings, encoder)
         if fresh:
-            resume.remove_earlier(output)
+            resume.remove_earlier(output, but="target_encoder" if trained_here else None)
         units = resume.plan_of(settings, mark)
     with _timed(seconds, "embed"):
         progress = embed.embed(settings, encoder, units)

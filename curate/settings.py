@@ -195,7 +195,8 @@ class TrainingSettings(Settings):
             usual = known[name]
             whole = isinstance(usual, int) and not isinstance(value, int)
             if isinstance(usual, bool) != isinstance(value, bool) or whole:
-                raise ValueError(f"options.{name}={value}: must be of the kind of {usual}")
+                kind = {bool: "true or false", int: "a whole number"}.get(type(usual), "a number")
+                raise ValueError(f"options.{name}={value}: must be {kind}")
         if self.crop_scale and self.crop_scale[0] > self.crop_scale[1]:
             raise ValueError("crop_scale: the smaller share comes first")
         return self

@@ -101,6 +101,9 @@ class _Worker:
         self.job, self.board = job, board
         torch.set_num_threads(job.threads)
         device = get_device()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+            torch.backends.cudnn.benchmark = True  # all batches are of one shape
         self.trainer = Trainer(job.plan, device, job.mean, job.std, job.section)
         self.images = TrainingSet(on_this_machine(job.data))
         # Sums since the last record: loss, deviation, steps, unreadable images in this epoch
@@ -172,7 +175,10 @@ class _Worker:
             self.pending = None
 
     def _over_ranks(self) -> Tensor:
-        """The sums of all ranks; loss, deviation and steps as means over them."""
+        """The sums of all ranks; loss, deviation and steps as means over them.
+
+        Raises CurateError where training has diverged: no record or checkpoint is made of that.
+        """
         self._settle()
         total = self.sums.clone()
         if world() > 1:
@@ -180,17 +186,18 @@ class _Worker:
             dist.all_reduce(on_device)
             total = on_device.cpu()
         total[:3] /= world()
+        if not torch.isfinite(total[0]):
+            plan = self.job.plan
+            raise CurateError(
+                f"{self.job.section}.learning_rate={plan.learning_rate:g}: the loss is no longer "
+                f"finite at step {self.trainer.step_number}; lower it, or warm up longer"
+            )
         return total
 
     def _record(self, rate: float, journal: Journal | None, epoch_ends: bool) -> None:
         """All ranks meet here; rank 0 writes down what came out."""
         plan, step = self.job.plan, self.trainer.step_number
         loss, deviation, steps, unreadable = self._over_ranks().tolist()
-        if not np.isfinite(loss):
-            raise CurateError(
-                f"{self.job.section}.learning_rate={plan.learning_rate:g}: the loss is no longer "
-                f"finite at step {step}; lower it, or warm up longer"
-            )
         if unreadable > self.job.max_unreadable_fraction * plan.images:
             raise CurateError(
                 f"{self.job.section}.max_unreadable_fraction={self.job.max_unreadable_fraction}: "

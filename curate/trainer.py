@@ -35,7 +35,7 @@ class Trainer:
 
         Raises CurateError for a backbone that cannot be built, or not for this method.
         """
-        self.plan, self.device = plan, device
+        self.plan, self.device, self.section = plan, device, section
         vit = plan.backbone.startswith("vit")
         backbone = build_backbone(
             plan.backbone,
@@ -101,8 +101,8 @@ class Trainer:
             loss.backward()
         except torch.cuda.OutOfMemoryError:
             raise CurateError(
-                f"pretrain.batch_size={self.plan.batch_size}: {len(batch.ids)} images a worker do "
-                "not fit the GPU's memory; lower it, or add workers"
+                f"{self.section}.batch_size={self.plan.batch_size}: {len(batch.ids)} images a "
+                "worker do not fit the GPU's memory; lower it, or add workers"
             ) from None
         self.method.after_backward()
         if self.plan.clip_gradient is not None:

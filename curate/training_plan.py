@@ -131,7 +131,7 @@ def _batch_size(
         raise CurateError(
             f"{section}: {images} images are too few for {workers} workers; set {section}.workers=1"
             if images >= 2
-            else f"{section}: a training set of {images} image; give it more"
+            else f"{section}: a training set needs two images at least, and has {images}"
         )
     if images < wanted:
         fitting = images // workers * workers

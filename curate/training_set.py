@@ -43,7 +43,7 @@ class Index:
     images: int
     open_images: int
     rejected: int
-    fingerprint: str  # over every image's bytes, in order
+    fingerprint: str  # over every image's bytes and label, in order
 
     def write(self, folder: str) -> None:
         text = json.dumps(asdict(self), indent=1) + "\n"

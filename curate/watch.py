@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -61,6 +62,8 @@ class Journal:
     def close(self) -> None:
         self.writer.close()  # first, since a flush alone leaves out what is still in its queue
         self.write()
+        if not storage.is_local(self.folder):
+            shutil.rmtree(self.local)
 
 
 class TrainingProgress:
@@ -68,13 +71,16 @@ class TrainingProgress:
 
     def __init__(self, what: str) -> None:
         self.what = what
-        self.spoken = 0.0
+        self.spoken = time.monotonic() - LINE_EVERY_S  # workers take seconds to start
         self.last: Record | None = None
         self.bar: tqdm[Any] | None = None
 
     def show(self, record: Record | None, *, ended: bool = False) -> None:
         """record: what rank 0 last reported: step, steps, epoch, epochs, loss, learning_rate,
         images_per_s, seconds_left."""
+        if record is None and time.monotonic() - self.spoken > 3 * LINE_EVERY_S:
+            self.spoken = time.monotonic()
+            log.info("%s: waiting for the cluster to have room for the workers", self.what)
         if record is None or (record == self.last and not ended):
             return
         self.last = record

@@ -345,6 +345,63 @@ def test_resize_crop_after_draft_is_close_to_without() -> None:
     assert np.abs(with_draft - without).mean() < 1.5
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_target_px_by_the_size_of_the_image(name: str) -> None:
+    """Asked once, with width and height, of every format; the picture is the one that is decoded
+    for the same figure, and for others than JPEGs the whole one."""
+    asked: list[tuple[int, int]] = []
+
+    def target_px(width: int, height: int) -> int:
+        asked.append((width, height))
+        return 30
+
+    data = every_format(300, 200)[name]
+    decoded = decode(data, **LIMITS, target_px=target_px)
+    assert asked == [(300, 200)] == [(decoded.width, decoded.height)]
+    expected = decode(data, **LIMITS, target_px=30).rgb
+    assert (np.asarray(decoded.rgb) == np.asarray(expected)).all()
+    if "jpeg" in name and name not in ("tiff-jpeg", "jpeg-cmyk"):
+        assert 60 <= decoded.rgb.height < 200
+    else:
+        assert decoded.rgb.size == (300, 200)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_target_px_by_the_size_of_the_upright_image(kind: str, orientation: int) -> None:
+    """Orientations 5 to 8 lie on their side in the file; crops are drawn in what is seen."""
+    asked: list[tuple[int, int]] = []
+
+    def target_px(width: int, height: int) -> int:
+        asked.append((width, height))
+        return 20
+
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    data = encode(picture(320, 200), kind, exif=exif)
+    rgb = decode(data, **LIMITS, target_px=target_px).rgb
+    ((width, height),) = asked
+    assert (width, height) == ((200, 320) if orientation >= 5 else (320, 200))
+    assert rgb.width / rgb.height == pytest.approx(width / height)
+
+
+def test_target_px_is_not_asked_of_what_is_refused_by_its_size() -> None:
+    def target_px(width: int, height: int) -> int:
+        raise AssertionError("asked")
+
+    for kind in ("JPEG", "PNG"):
+        with pytest.raises(Refused, match="under min_px"):
+            decode(encode(picture(7, 40), kind), **LIMITS, target_px=target_px)
+
+
+def test_target_px_of_damaged_images() -> None:
+    """It may have been asked by then; the image is refused still."""
+    data = encode(picture(300, 200), "JPEG")
+    for cut in (len(data) // 2, len(data) - 60):
+        with pytest.raises(Refused, match="damaged"):
+            decode(data[:cut], **LIMITS, target_px=lambda width, height: 30)
+
+
 def _decodes(data: bytes, **options: int | None) -> bool:
     try:
         decode(data, **(LIMITS | options))

@@ -72,7 +72,7 @@ def full(tmp_path_factory, ray_session) -> tuple[dict[str, Any], dict[str, Any]]
     document = document_of(root, data=["target", "coreset"], probe=probe)
     own = {"epochs": 2, "batch_size": 8, "workers": 2, "use_gpu": False, "learning_rate": 0.01}
     document["encoder"]["pretrain_on_target"] = own
-    return document, run(parsed(document))
+    return document, run(parsed(document), fresh=True)
 
 
 @pytest.mark.slow
@@ -167,12 +167,12 @@ def test_another_training_in_the_same_place_is_refused(full) -> None:
     for change, key in (
         ({"method": "byol"}, "training.method was simclr, is byol"),
         ({"epochs": 5}, "training.epochs was 4, is 5"),
-        ({"data": ["target"]}, "dataset was"),
+        ({"data": ["target"]}, "made_from.coreset was .*, is absent"),
     ):
         changed = {**document, "pretrain": {**document["pretrain"], **change}}
         with pytest.raises(CurateError, match=key) as refused:
             pretrain(parsed(changed))
-        assert "--fresh" in str(refused.value)
+        assert "`curate pretrain … --fresh`" in str(refused.value)
     wider = {**document, "encoder": {"backbone": "resnet50", "image_px": 32}}
     with pytest.raises(CurateError, match=r"training.backbone was resnet18, is resnet50"):
         pretrain(parsed(wider))
