@@ -24,9 +24,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from curate import materialise, resume, storage, training_plan
 from curate.errors import CurateError, one_line
+from curate.probe import Probe
 from curate.session import cause_of
 from curate.settings import PretrainSettings, ProbeSettings, RunSettings, TrainingSettings
-from curate.train_worker import Board, Job, Probe, work
+from curate.train_worker import Board, Job, work
 from curate.trainer import Trainer
 from curate.training_plan import TrainingPlan
 from curate.training_set import Index

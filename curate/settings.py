@@ -170,6 +170,7 @@ class TrainingSettings(Settings):
     schedule: Schedule | None = None
     clip_gradient: float | None = Field(None, gt=0)
     crop_scale: tuple[Share, Share] | None = None  # of the views of full size
+    colour_strength: float | None = Field(None, ge=0, le=1.25)  # of the jitter; SimCLR's s
     local_views: int | None = Field(None, ge=0)  # small ones, of SwAV and DINO
     precision: Literal["auto", "float32", "bf16"] = "auto"
     workers: int | None = Field(None, ge=1)  # one a GPU, or one every 4 CPUs, where unset

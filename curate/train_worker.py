@@ -7,22 +7,20 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from ray.actor import ActorHandle
 from ray.train.torch import get_device
 from safetensors.torch import save as save_safetensors
-from torch import Tensor, nn
+from torch import Tensor
 
 from curate import __version__, checkpoints, storage
 from curate.errors import CurateError
-from curate.evaluate.knn import knn_predict
-from curate.images import Refused, decode, resize_crop
+from curate.evaluate.features import Eye
 from curate.loader import CropDataset, loader, places_of
 from curate.methods.base import rank, world
+from curate.probe import Probe, knn_accuracy, open_probe
 from curate.settings import ImageSettings
 from curate.trainer import Trainer
 from curate.training_plan import TrainingPlan
@@ -31,15 +29,6 @@ from curate.watch import Journal, Record
 
 RECORD_EVERY = 100  # steps, where an epoch has more
 SHOW_EVERY_S = 2.0
-PROBE_BATCH = 256
-
-
-@dataclass(frozen=True)
-class Probe:
-    train: str  # folders of labelled sets
-    test: str
-    every: int  # epochs
-    k: int
 
 
 @dataclass(frozen=True)
@@ -106,6 +95,8 @@ class _Worker:
             torch.backends.cudnn.benchmark = True  # all batches are of one shape
         self.trainer = Trainer(job.plan, device, job.mean, job.std, job.section)
         self.images = TrainingSet(on_this_machine(job.data))
+        if job.probe and rank() == 0:
+            open_probe(job.probe)  # what is wrong with it is told now, not after so many epochs
         # Sums since the last record: loss, deviation, steps, unreadable images in this epoch
         self.sums = torch.zeros(4, dtype=torch.float64)
         self.pending: Tensor | None = None  # loss and deviation, still on the device
@@ -296,52 +287,7 @@ class _Worker:
         storage.write_bytes(storage.join(self.job.folder, "encoder.json"), text.encode())
 
     def _knn(self, probe: Probe) -> float:
-        """Accuracy on the probe's test images, by its training images."""
-        train, test = (TrainingSet(on_this_machine(f)) for f in (probe.train, probe.test))
-        missing = sorted(set(test.classes) - set(train.classes))
-        if missing or not train.classes:
-            what = f"class {missing[0]} of test is not in train" if missing else "no labels"
-            raise CurateError(f"{self.job.section}.probe: {what}")
-        names = {name: number for number, name in enumerate(train.classes)}
-        number = np.array([names[name] for name in test.classes])
-        labelled = [np.flatnonzero(images.labels >= 0) for images in (train, test)]
-        features = [
-            self._features(images, rows)
-            for images, rows in zip((train, test), labelled, strict=True)
-        ]
-        predicted = knn_predict(
-            features[0],
-            train.labels[labelled[0]],
-            features[1],
-            len(train.classes),
-            min(probe.k, len(labelled[0])),
-        )
-        return float((predicted == number[test.labels[labelled[1]]]).mean())
-
-    @torch.no_grad()
-    def _features(self, images: TrainingSet, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(N, D) unit rows, of centre crops; a picture that cannot be decoded is a grey one."""
-        trainer, px = self.trainer, self.job.plan.image_px
+        trainer, job = self.trainer, self.job
+        eye = Eye(job.plan.image_px, job.crop_fraction, trainer.mean, trainer.std, job.limits)
         module = trainer.method.encoder()
-        training = module.training
-        module.eval()
-        found = []
-        for start in range(0, len(rows), PROBE_BATCH):
-            pixels = np.full((len(rows[start : start + PROBE_BATCH]), px, px, 3), 128, np.uint8)
-            for row, place in enumerate(rows[start : start + PROBE_BATCH]):
-                pixels[row] = self._centre(images.image(int(place)), pixels[row])
-            batch = torch.from_numpy(pixels).to(trainer.device).permute(0, 3, 1, 2).float() / 255
-            batch = (batch - trainer.augment.mean) / trainer.augment.std
-            with torch.autocast(trainer.device.type, torch.bfloat16, enabled=trainer.bf16):
-                features = module(batch.contiguous(memory_format=torch.channels_last))
-            found.append(nn.functional.normalize(features.float(), dim=1).cpu().numpy())
-        module.train(training)
-        return np.concatenate(found)
-
-    def _centre(self, data: bytes, otherwise: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        limits, px = self.job.limits, self.job.plan.image_px
-        try:
-            image = decode(data, min_px=limits.min_px, max_pixels=limits.max_pixels).rgb
-        except Refused:
-            return otherwise
-        return resize_crop(image, px, self.job.crop_fraction)
+        return knn_accuracy(probe, module, eye, trainer.device, trainer.bf16)

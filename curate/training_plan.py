@@ -152,6 +152,8 @@ def _views(settings: TrainingSettings, recipe: Recipe, section: str) -> tuple[Vi
         changes: dict[str, Any] = {}
         if view.side == 1 and settings.crop_scale:
             changes["scale"] = settings.crop_scale
+        if settings.colour_strength is not None:
+            changes["jitter"] = tuple(settings.colour_strength * amount for amount in view.jitter)
         if view.side < 1 and settings.local_views is not None:
             changes["count"] = settings.local_views
         changed = dataclasses.replace(view, **changes)

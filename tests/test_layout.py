@@ -16,7 +16,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From what knows most to what knows least: a module imports only from below itself
 ORDER = [
-    *("cli", "run", "pretrain", "train_worker", "trainer", "loader", "optimise", "methods"),
+    *(
+        "cli",
+        "run",
+        "pretrain",
+        "train_worker",
+        "probe",
+        "trainer",
+        "loader",
+        "optimise",
+        "methods",
+    ),
     *("augment", "views", "checkpoints", "watch", "evaluate", "materialise", "training_set"),
     *("training_plan", "select", "summary", "accounting", "resume", "embed", "parts", "manifest"),
     *("coreset.distributed", "coreset.baselines", "coreset.rounds", "coreset.merge"),

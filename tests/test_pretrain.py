@@ -317,6 +317,16 @@ def test_command_line_says_it_in_one_line(tmp_path) -> None:
 
 
 @pytest.mark.slow
+def test_probe_without_labels_is_told_before_training(tmp_path, ray_session) -> None:
+    labelled = {"kind": "image_folder", "path": str(tmp_path / "target")}
+    bare = {"kind": "image_folder", "path": str(tmp_path / "target" / "a" / "deeper")}
+    document = document_of(tmp_path, probe={"train": labelled, "test": bare})
+    with pytest.raises(CurateError, match=r"probe\.test: no image has a label"):
+        pretrain(parsed(document))
+    assert not (tmp_path / "run" / "pretrain" / "checkpoints").exists()
+
+
+@pytest.mark.slow
 def test_too_many_unreadable_images_stop_the_training(tmp_path, ray_session) -> None:
     """What is copied is not decoded, so that it shows only in training."""
     document = document_of(tmp_path)

@@ -212,6 +212,13 @@ def test_crop_scale_is_of_the_full_size() -> None:
     assert [view.scale for view in plan.views] == [(0.3, 0.9), (0.05, 0.14)]
 
 
+def test_colour_strength_multiplies_the_jitter() -> None:
+    [view] = plan_of(method="simclr", colour_strength=0.5).views
+    assert view.jitter == (0.4, 0.4, 0.4, 0.1)
+    [view] = plan_of(method="simclr", colour_strength=0).views
+    assert view.jitter == (0, 0, 0, 0)
+
+
 @pytest.mark.parametrize(("count", "expected"), [(None, [2, 6]), (2, [2, 2]), (0, [2])])
 def test_local_views(count: int | None, expected: list[int]) -> None:
     assert [view.count for view in plan_of(method="swav", local_views=count).views] == expected

@@ -1,0 +1,69 @@
+"""Labelled images → features of an encoder, by centre crops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from curate.images import Refused, decode, resize_crop
+from curate.settings import ImageSettings
+from curate.training_set import TrainingSet
+
+BATCH = 256
+GREY = 128  # of what stands for an image that cannot be decoded
+
+
+@dataclass(frozen=True)
+class Eye:
+    """How an encoder looks at an image."""
+
+    image_px: int
+    crop_fraction: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    limits: ImageSettings
+
+
+@torch.no_grad()
+def features_of(
+    module: nn.Module,
+    eye: Eye,
+    images: TrainingSet,
+    rows: NDArray[np.int64],
+    device: torch.device,
+    bf16: bool = False,
+) -> NDArray[np.float32]:
+    """The images at `rows` → (N, D) unit rows. The module is left in the mode it was in."""
+    mean = torch.tensor(eye.mean, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(eye.std, device=device).view(1, 3, 1, 1)
+    training = module.training
+    module.eval()
+    found = []
+    for start in range(0, len(rows), BATCH):
+        places = rows[start : start + BATCH]
+        pixels = np.stack([_centre(images.image(int(place)), eye) for place in places])
+        batch = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
+        batch = ((batch - mean) / std).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            features = module(batch)
+        found.append(nn.functional.normalize(features.float(), dim=1).cpu().numpy())
+    module.train(training)
+    return np.concatenate(found)
+
+
+def _centre(data: bytes, eye: Eye) -> NDArray[np.uint8]:
+    limits, px = eye.limits, eye.image_px
+    try:
+        image = decode(
+            data,
+            min_px=limits.min_px,
+            max_pixels=limits.max_pixels,
+            target_px=round(px / eye.crop_fraction),
+        ).rgb
+    except Refused:
+        return np.full((px, px, 3), GREY, np.uint8)
+    return resize_crop(image, px, eye.crop_fraction)
