@@ -76,10 +76,10 @@ def _train(
     section: str,
     fresh: bool,
 ) -> Outcome:
-    if fresh:
-        storage.remove_tree(folder)
     placement = _placement(chosen, section)
     _check_early(settings, chosen, section)
+    if fresh:
+        storage.remove_tree(folder)
     _refuse_other(folder, {"made_from": materialise.request(settings, data)})
     index = materialise.training_images(settings, data, storage.join(folder, "data"))
     plan = training_plan.make(
@@ -90,7 +90,12 @@ def _train(
         workers=placement.workers,
         section=section,
     )
-    mark = {"made_from": index.made_from, "training": plan.to_dict(), "images": index.fingerprint}
+    mark = {
+        "made_from": index.made_from,
+        "dataset": index.fingerprint,
+        "training": plan.to_dict(),
+        "normalisation": {"mean": settings.encoder.mean, "std": settings.encoder.std},
+    }
     _refuse_other(folder, mark)
     config = storage.join(folder, "config.yaml")
     storage.write_bytes(config, resume.to_yaml({"fingerprint": _plain(mark)}))

@@ -19,7 +19,7 @@ from curate import __version__, checkpoints, storage
 from curate.errors import CurateError
 from curate.evaluate.features import Eye
 from curate.loader import CropDataset, loader, places_of
-from curate.methods.base import rank, world
+from curate.methods.base import gather, rank, world
 from curate.probe import Probe, knn_accuracy, open_probe
 from curate.settings import ImageSettings
 from curate.trainer import Trainer
@@ -110,13 +110,22 @@ class _Worker:
 
     def _go_on(self) -> None:
         state = checkpoints.newest(self.checkpoints)
-        if state is None:
-            return
-        self.trainer.load(state)
-        self.records = state["records"]
-        self.seconds_before = state["seconds"]
-        if rank() == 0:
-            self.sums = state["sums"]
+        if state is not None:
+            self.trainer.load(state)
+            self.records = state["records"]
+            self.seconds_before = state["seconds"]
+            if rank() == 0:
+                self.sums = state["sums"]
+        self._agree()
+
+    def _agree(self) -> None:
+        """Ranks that begin at different steps would wait for each other for ever."""
+        steps = gather(torch.tensor([self.trainer.step_number], device=self.trainer.device))
+        if len(set(steps.tolist())) > 1:
+            raise CurateError(
+                f"{self.checkpoints}: workers see different checkpoints there (steps "
+                f"{steps.tolist()}); output must be one place for all machines"
+            )
 
     def run(self) -> None:
         plan = self.job.plan

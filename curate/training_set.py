@@ -71,7 +71,9 @@ class TrainingSet:
         self.folder = folder
         index = read_index(folder)
         if index is None:
-            raise CurateError(f"{folder}: holds no training set")
+            raise CurateError(
+                f"{folder}: no training set here; output must be one place for all machines"
+            )
         self.index = index
         tables = [shards.read_arrow(storage.join(folder, name)) for name, _ in index.parts]
         # Chunks as they are: to combine them would copy them into memory
@@ -104,7 +106,7 @@ def on_this_machine(folder: str) -> str:
         return storage.filesystem(folder)[1]
     index = read_index(folder)
     if index is None:
-        raise CurateError(f"{folder}: holds no training set")
+        raise CurateError(f"{folder}: no training set here")
     known = storage.read_bytes(storage.join(folder, INDEX))
     copy = os.path.join(
         tempfile.gettempdir(), f"curate-data-{hashlib.sha256(known).hexdigest()[:32]}"

@@ -164,9 +164,9 @@ def test_a_part_that_is_gone_is_named(remote: str) -> None:
 def test_no_training_set(tmp_path: Path, remote: str) -> None:
     assert read_index(str(tmp_path)) is None
     for folder in (str(tmp_path), str(tmp_path / "missing")):
-        with pytest.raises(CurateError, match="holds no training set"):
+        with pytest.raises(CurateError, match="no training set"):
             TrainingSet(folder)
-    with pytest.raises(CurateError, match="holds no training set"):
+    with pytest.raises(CurateError, match="no training set"):
         on_this_machine(remote)
 
 
