@@ -1,4 +1,4 @@
-"""The command line: `curate run`, `curate select`, `curate pretrain`."""
+"""The command line: `curate run`, `curate select`, `curate pretrain`, `curate evaluate`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from curate import __version__
 from curate.errors import CurateError, one_line
@@ -65,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     add_run_options(pretrain)
     pretrain.set_defaults(command=pretrain_command)
 
+    evaluate = commands.add_parser("evaluate", help="what an encoder is worth on labelled images")
+    evaluate.add_argument("config", metavar="CONFIG", help="YAML, on any filesystem")
+    add_overrides(evaluate)
+    evaluate.set_defaults(command=evaluate_command)
+
     select = commands.add_parser("select", help="the same selection, on embeddings of your own")
     select.add_argument("--embeddings", required=True, nargs="+", metavar="PATTERN")
     select.add_argument("--centroids", required=True, metavar="FILE", help=".npy (K, D), unit rows")
@@ -79,8 +85,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """What `curate run`, `curate pretrain` and their jobs have in common."""
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in coreset.tau=0.9")
     parser.add_argument("--fresh", action="store_true", help="start over; remove an earlier run")
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """What every command that takes a config has in common."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in coreset.tau=0.9")
     _add_common(parser)
 
 
@@ -114,6 +125,18 @@ def pretrain_command(options: argparse.Namespace) -> None:
 
     session.connect(options.address, verbose=options.verbose)
     print(training_table(pretrain(settings, fresh=options.fresh)))
+
+
+def evaluate_command(options: argparse.Namespace) -> None:
+    from curate.config import load
+
+    settings = load(options.config, options.overrides)
+    from curate import session
+    from curate.evaluation import evaluate
+    from curate.summary import evaluation_table
+
+    session.connect(options.address, verbose=options.verbose)
+    print(evaluation_table([asdict(result) for result in evaluate(settings)]))
 
 
 def _select_command(options: argparse.Namespace) -> None:

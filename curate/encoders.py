@@ -59,6 +59,19 @@ def build(settings: EncoderSettings) -> Encoder:
     return encoder
 
 
+def described(place: str, otherwise: EncoderSettings) -> EncoderSettings:
+    """Settings for the encoder in a folder of the project's own, by its encoder.json; of any other
+    checkpoint, `otherwise` with that checkpoint."""
+    own = {"checkpoint": place, "pretrained": False, "pretrain_on_target": None}
+    card = storage.join(place, "encoder.json")
+    if storage.exists(card):
+        told = _read_card(card)
+        for name in ("backbone", "small_stem", "image_px", "mean", "std"):
+            if name in told:
+                own[name] = told[name]
+    return EncoderSettings.model_validate(otherwise.model_dump() | own)
+
+
 def rebuild(settings: EncoderSettings, uri: str) -> Encoder:
     """The same encoder on another machine, from the weights that `save` left at `uri`."""
     encoder = _architecture(settings, pretrained=False)
@@ -222,14 +235,18 @@ def _check_card(path: str, settings: EncoderSettings) -> None:
     """The project's own checkpoints say in encoder.json what they are."""
     if not storage.exists(path):
         return
-    try:
-        card = dict(json.loads(storage.read_bytes(path)))
-    except (ValueError, TypeError) as error:
-        raise CurateError(f"encoder.checkpoint: {path}: damaged: {one_line(error)}") from error
+    card = _read_card(path)
     for name in ("backbone", "small_stem"):
         mine = getattr(settings, name)
         if card.get(name, mine) != mine:
             raise CurateError(f"encoder.{name}={mine}: {path} says {card[name]}; use that")
+
+
+def _read_card(path: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(storage.read_bytes(path)))
+    except (ValueError, TypeError) as error:
+        raise CurateError(f"encoder.checkpoint: {path}: damaged: {one_line(error)}") from error
 
 
 def _flatten(value: Any, prefix: str = "") -> StateDict:

@@ -32,6 +32,7 @@ OWN_FILES = (
     "coreset.parquet",
     "target_encoder",
     "pretrain",
+    "evaluate",
     "rounds.parquet",
     "summary.json",
     "embeddings",

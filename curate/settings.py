@@ -291,6 +291,17 @@ class PretrainSettings(TrainingSettings):
         return self
 
 
+class EvaluateSettings(Settings):
+    """Which encoder is measured, on which labelled images, and how."""
+
+    train: Annotated[Source, BeforeValidator(_named)]
+    test: Annotated[Source, BeforeValidator(_named)]
+    encoder: Path | None = None  # a folder or checkpoint; this run's pretrain where unset
+    protocols: list[Literal["linear", "knn"]] = Field(["linear", "knn"], min_length=1)
+    k: list[Annotated[int, Field(ge=1)]] = Field([20, 200], min_length=1)  # neighbours
+    seeds: int = Field(3, ge=1)
+
+
 class RunSettings(Settings):
     """One curation run."""
 
@@ -301,6 +312,7 @@ class RunSettings(Settings):
     embed: EmbedSettings = EmbedSettings()
     coreset: CoresetSettings = CoresetSettings()
     pretrain: PretrainSettings | None = None
+    evaluate: EvaluateSettings | None = None
     output: Annotated[Path, AfterValidator(_absolute)]
 
     @model_validator(mode="after")

@@ -62,3 +62,14 @@ def training_table(outcome: dict[str, Any]) -> str:
             f"encoder: {outcome['encoder']}",
         ]
     )
+
+
+def evaluation_table(results: list[dict[str, Any]]) -> str:
+    """Rows of evaluate/results.json as text."""
+    lines = [f"{'metric':<32}{'value':>8}{'± std':>9}{'seeds':>7}{'images':>9}{'seconds':>9}"]
+    for row in results:
+        lines.append(
+            f"{row['metric']:<32}{row['value']:>8.1%}{row['std']:>9.1%}{row['seeds']:>7}"
+            f"{row['n']:>9,}{row['seconds']:>9.1f}"
+        )
+    return "\n".join(lines)

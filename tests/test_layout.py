@@ -16,17 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From what knows most to what knows least: a module imports only from below itself
 ORDER = [
-    *(
-        "cli",
-        "run",
-        "pretrain",
-        "train_worker",
-        "probe",
-        "trainer",
-        "loader",
-        "optimise",
-        "methods",
-    ),
+    *("cli", "evaluation", "run", "pretrain", "train_worker", "probe", "trainer", "loader"),
+    *("optimise", "methods"),
     *("augment", "views", "checkpoints", "watch", "evaluate", "materialise", "training_set"),
     *("training_plan", "select", "summary", "accounting", "resume", "embed", "parts", "manifest"),
     *("coreset.distributed", "coreset.baselines", "coreset.rounds", "coreset.merge"),
@@ -37,6 +28,7 @@ ORDER = [
 PURE = [
     *("coreset.similarity", "coreset.candidates", "coreset.merge", "coreset.rounds"),
     *("centroids", "images", "recipes", "views", "augment", "optimise", "evaluate.knn"),
+    *("evaluate.linear", "evaluate.selection"),
     *(f"methods.{name}" for name in ("base", *RECIPES)),
 ]
 
@@ -118,7 +110,7 @@ def test_documented_keys_are_the_keys_there_are() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
     for section in (
         *(settings.EncoderSettings, settings.ImageSettings, settings.EmbedSettings),
-        *(settings.PretrainSettings, settings.ProbeSettings),
+        *(settings.PretrainSettings, settings.ProbeSettings, settings.EvaluateSettings),
     ):
         for name in section.model_fields:
             assert f"`{name}`" in text, name

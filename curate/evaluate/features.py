@@ -34,10 +34,16 @@ def features_of(
     eye: Eye,
     images: TrainingSet,
     rows: NDArray[np.int64],
-    device: torch.device,
+    device: torch.device | None = None,
     bf16: bool = False,
 ) -> NDArray[np.float32]:
-    """The images at `rows` → (N, D) unit rows. The module is left in the mode it was in."""
+    """The images at `rows` → (N, D) unit rows. The module is left in the mode it was in.
+
+    device: where the module is; None moves it to a GPU where there is one.
+    """
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        module = module.to(device).to(memory_format=torch.channels_last)
     mean = torch.tensor(eye.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(eye.std, device=device).view(1, 3, 1, 1)
     training = module.training
