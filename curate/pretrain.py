@@ -39,6 +39,14 @@ CPU_THREADS = 4  # of a worker without a GPU; beyond that, more workers scale be
 LOADERS = 15  # processes a GPU worker decodes with, where it has the CPUs
 POLL_S = 0.5
 
+# Ray Train runs a worker's function in a thread, whose memory glibc hands back to the kernel after
+# every step and asks for again, page by page: 13 % of the time of a step on a CPU. This keeps it.
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+}
+
 Outcome = dict[str, Any]
 
 
@@ -222,6 +230,7 @@ def _fit(job: Job, placement: _Placement, restarts: int) -> None:
             # What lies there is Ray's own; the state of the training is in our checkpoints
             name=uuid.uuid4().hex,
             failure_config=FailureConfig(max_failures=restarts),
+            worker_runtime_env={"env_vars": {} if placement.gpu else KEEP_MEMORY},  # type: ignore[call-arg]
             **_ray_storage(scratch),
         ),
     )
