@@ -5,7 +5,6 @@ encoder, labelled train and test ──> features ──> linear probe, kNN ─�
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from curate import encoders, materialise, storage
 from curate.errors import CurateError
-from curate.evaluate.features import Eye, features_of
+from curate.evaluate.features import features_of
 from curate.evaluate.knn import knn_predict
 from curate.evaluate.linear import Accuracy, accuracy, linear_probe
 from curate.session import results
@@ -70,16 +69,13 @@ def evaluate(settings: RunSettings) -> list[Result]:
     [labelled] = results([task])
     found = [result for name in chosen.protocols for result in PROTOCOLS[name](labelled, chosen)]
     document = {"encoder": place, "results": [asdict(result) for result in found]}
-    text = json.dumps(document, indent=2) + "\n"
-    storage.write_bytes(storage.join(folder, "results.json"), text.encode())
+    storage.write_json(storage.join(folder, "results.json"), document)
     return found
 
 
 @ray.remote
 def _features(settings: EncoderSettings, limits: ImageSettings, train: str, test: str) -> Labelled:
     encoder = encoders.build(settings)
-    seen = encoder.preprocessing
-    eye = Eye(seen.image_px, seen.crop_fraction, seen.mean, seen.std, limits)
     sets = [TrainingSet(on_this_machine(folder)) for folder in (train, test)]
     for name, images in zip(("train", "test"), sets, strict=True):
         if not images.classes:
@@ -91,7 +87,7 @@ def _features(settings: EncoderSettings, limits: ImageSettings, train: str, test
         raise CurateError(f"evaluate.train: one class only, {sets[0].classes[0]}; two at least")
     rows = [np.flatnonzero(images.labels >= 0) for images in sets]
     features = [
-        features_of(encoder.module, eye, images, places)
+        features_of(encoder.module, encoder.preprocessing, limits, images, places)
         for images, places in zip(sets, rows, strict=True)
     ]
     numbers = np.array([sets[0].classes.index(name) for name in sets[1].classes])

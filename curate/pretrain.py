@@ -311,6 +311,5 @@ def _summary(folder: str, plan: TrainingPlan, index: Index, placement: _Placemen
         "seconds": round(last["seconds"], 1),
         "encoder": folder,
     }
-    text = json.dumps(summary, indent=2) + "\n"
-    storage.write_bytes(storage.join(folder, "summary.json"), text.encode())
+    storage.write_json(storage.join(folder, "summary.json"), summary)
     return summary

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from curate.encoders import Preprocessing
 from curate.errors import CurateError
-from curate.evaluate.features import Eye, features_of
+from curate.evaluate.features import features_of
 from curate.evaluate.knn import knn_predict
+from curate.settings import ImageSettings
 from curate.training_set import TrainingSet, on_this_machine
 
 
@@ -35,14 +37,19 @@ def open_probe(probe: Probe) -> tuple[TrainingSet, TrainingSet]:
 
 
 def knn_accuracy(
-    probe: Probe, module: nn.Module, eye: Eye, device: torch.device, bf16: bool
+    probe: Probe,
+    module: nn.Module,
+    eye: Preprocessing,
+    limits: ImageSettings,
+    device: torch.device,
+    bf16: bool,
 ) -> float:
     """Share of the test images whose class the training images' votes give."""
     train, test = open_probe(probe)
     rows = [np.flatnonzero(images.labels >= 0) for images in (train, test)]
     number = np.array([train.classes.index(name) for name in test.classes])
     known, asked = (
-        features_of(module, eye, images, places, device, bf16)
+        features_of(module, eye, limits, images, places, device, bf16)
         for images, places in zip((train, test), rows, strict=True)
     )
     k = min(probe.k, len(known))

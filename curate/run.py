@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -66,7 +65,7 @@ def run(settings: RunSettings, *, fresh: bool = False) -> Summary:
     with _timed(seconds, "count"):
         found = embed.count(settings, units)
         counts = accounting.by_source(units, found, output)
-        _write_json(storage.join(output, "summary.json"), {"sources": counts})
+        storage.write_json(storage.join(output, "summary.json"), {"sources": counts})
         accounting.check_rejected(
             counts, settings.images.max_rejected_fraction, storage.join(output, "rejected")
         )
@@ -100,7 +99,7 @@ def run(settings: RunSettings, *, fresh: bool = False) -> Summary:
         with _timed(seconds, "pretrain"):
             summary["pretrain"] = pretrain.pretrain(settings)
         summary["seconds"]["pretrain"] = round(seconds["pretrain"], 3)
-    _write_json(storage.join(output, "summary.json"), summary)
+    storage.write_json(storage.join(output, "summary.json"), summary)
     return summary
 
 
@@ -210,7 +209,3 @@ def _outcome(settings: RunSettings, selection: Selection) -> dict[str, Any]:
         "stopping_objective": selection.stopping_objective,
         "stopped_because": selection.stopped_because,
     }
-
-
-def _write_json(uri: str, value: Any) -> None:
-    storage.write_bytes(uri, (json.dumps(value, indent=2) + "\n").encode())

@@ -7,13 +7,14 @@ stores one PUT.
 from __future__ import annotations
 
 import glob
+import json
 import os
 import posixpath
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import aiohttp
 import fsspec
@@ -153,6 +154,11 @@ def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
         raise CurateError(
             f"{uri}: cannot be written ({one_line(error)}); choose another output or free the place"
         ) from error
+
+
+def write_json(uri: str, value: Any) -> None:
+    """`write_bytes` of it, in lines."""
+    write_bytes(uri, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def remove_tree(uri: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,8 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from curate import __version__, checkpoints, storage
+from curate.encoders import Preprocessing
 from curate.errors import CurateError
-from curate.evaluate.features import Eye
 from curate.loader import CropDataset, loader, places_of
 from curate.methods.base import gather, rank, world
 from curate.probe import Probe, knn_accuracy, open_probe
@@ -292,11 +291,10 @@ class _Worker:
             "dataset": self.images.index.fingerprint,
             "curate": __version__,
         }
-        text = json.dumps(card, indent=2) + "\n"
-        storage.write_bytes(storage.join(self.job.folder, "encoder.json"), text.encode())
+        storage.write_json(storage.join(self.job.folder, "encoder.json"), card)
 
     def _knn(self, probe: Probe) -> float:
         trainer, job = self.trainer, self.job
-        eye = Eye(job.plan.image_px, job.crop_fraction, trainer.mean, trainer.std, job.limits)
+        eye = Preprocessing(job.plan.image_px, job.crop_fraction, trainer.mean, trainer.std)
         module = trainer.method.encoder()
-        return knn_accuracy(probe, module, eye, trainer.device, trainer.bf16)
+        return knn_accuracy(probe, module, eye, job.limits, trainer.device, trainer.bf16)

@@ -14,7 +14,7 @@ from curate.backbones import build_backbone
 from curate.errors import CurateError
 from curate.loader import Crops
 from curate.methods import METHODS, Batch, Clock, Context, Method
-from curate.methods.base import rank, world
+from curate.methods.base import of_one_size, rank, world
 from curate.optimise import build_optimizer, set_rates
 from curate.training_plan import TrainingPlan
 from curate.views import Shape, shapes
@@ -115,18 +115,9 @@ class Trainer:
     def batch(self, crops: Crops) -> Batch:
         """Augmented on the device; views of one size in one go."""
         views: list[Tensor] = []
-        start = 0
-        while start < len(crops.pixels):
-            stop = start
-            while (
-                stop < len(crops.pixels) and crops.pixels[stop].shape == crops.pixels[start].shape
-            ):
-                stop += 1
-            both = self.augment(
-                torch.cat(crops.pixels[start:stop]), torch.cat(crops.parameters[start:stop])
-            )
-            views += both.chunk(stop - start)
-            start = stop
+        for run in of_one_size(crops.pixels):
+            pixels, parameters = crops.pixels[run], crops.parameters[run]
+            views += self.augment(torch.cat(pixels), torch.cat(parameters)).chunk(len(pixels))
         ids = crops.ids.to(self.device, non_blocking=True)
         labels = crops.labels.to(self.device, non_blocking=True)
         return Batch(views, ids, labels, crops.noise.to(self.device, non_blocking=True))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from curate.encoders import Preprocessing
 from curate.images import Refused, decode, resize_crop
 from curate.settings import ImageSettings
 from curate.training_set import TrainingSet
@@ -17,21 +16,11 @@ BATCH = 256
 GREY = 128  # of what stands for an image that cannot be decoded
 
 
-@dataclass(frozen=True)
-class Eye:
-    """How an encoder looks at an image."""
-
-    image_px: int
-    crop_fraction: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    limits: ImageSettings
-
-
 @torch.no_grad()
 def features_of(
     module: nn.Module,
-    eye: Eye,
+    eye: Preprocessing,
+    limits: ImageSettings,
     images: TrainingSet,
     rows: NDArray[np.int64],
     device: torch.device | None = None,
@@ -39,6 +28,7 @@ def features_of(
 ) -> NDArray[np.float32]:
     """The images at `rows` → (N, D) unit rows. The module is left in the mode it was in.
 
+    eye: how it sees an image; limits: an image beyond them counts as a grey one;
     device: where the module is; None moves it to a GPU where there is one.
     """
     if device is None:
@@ -51,7 +41,7 @@ def features_of(
     found = []
     for start in range(0, len(rows), BATCH):
         places = rows[start : start + BATCH]
-        pixels = np.stack([_centre(images.image(int(place)), eye) for place in places])
+        pixels = np.stack([_centre(images.image(int(place)), eye, limits) for place in places])
         batch = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
         batch = ((batch - mean) / std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -61,8 +51,8 @@ def features_of(
     return np.concatenate(found)
 
 
-def _centre(data: bytes, eye: Eye) -> NDArray[np.uint8]:
-    limits, px = eye.limits, eye.image_px
+def _centre(data: bytes, eye: Preprocessing, limits: ImageSettings) -> NDArray[np.uint8]:
+    px = eye.image_px
     try:
         image = decode(
             data,

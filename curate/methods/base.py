@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import torch
@@ -167,6 +167,20 @@ def mlp(*dims: int, batch_norm: bool = True, last_norm: bool = False) -> nn.Sequ
         if not last:
             layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
+
+
+def of_one_size(views: Sequence[Tensor]) -> Iterator[slice]:
+    """Runs of views of the same shape, to be worked on in one go."""
+    start = 0
+    for _, run in groupby(views, key=lambda view: view.shape):
+        stop = start + len(list(run))
+        yield slice(start, stop)
+        start = stop
+
+
+def by_size(backbone: nn.Module, views: list[Tensor]) -> Tensor:
+    """Features of all views in their order, those of one size in one pass."""
+    return torch.cat([backbone(torch.cat(views[run])) for run in of_one_size(views)])
 
 
 def momentum_copy(module: nn.Module) -> nn.Module:

@@ -17,12 +17,12 @@ from curate.methods.base import (
     Batch,
     Context,
     Method,
+    by_size,
     cosine,
     follow,
     momentum_copy,
     world,
 )
-from curate.methods.swav import by_size
 
 
 def distillation(

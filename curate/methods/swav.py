@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from curate.methods.base import Batch, Context, Method, gather, mlp, own_rows, unit
+from curate.methods.base import Batch, Context, Method, by_size, gather, mlp, own_rows, unit
 
 
 @torch.no_grad()
@@ -95,16 +95,3 @@ class SwAV(Method):
     def after_backward(self) -> None:
         if self.clock.epoch < self.context.number("freeze_prototypes_epochs"):
             self.prototypes.weight.grad = None
-
-
-def by_size(backbone: nn.Module, views: list[Tensor]) -> Tensor:
-    """Features of all views in their order, those of one size in one pass."""
-    features: list[Tensor] = []
-    start = 0
-    while start < len(views):
-        stop = start
-        while stop < len(views) and views[stop].shape == views[start].shape:
-            stop += 1
-        features.append(backbone(torch.cat(views[start:stop])))
-        start = stop
-    return torch.cat(features)

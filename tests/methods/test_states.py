@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from curate.methods import METHODS, Batch, Clock, Method
-from curate.methods.base import cosine, follow, mlp, momentum_copy, unit
+from curate.methods.base import by_size, cosine, follow, mlp, momentum_copy, unit
 from curate.methods.mae import sincos
-from curate.methods.swav import by_size
 from curate.recipes import RECIPES
 from curate.views import shapes
 from tests.methods import references
