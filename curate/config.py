@@ -13,18 +13,30 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from curate import storage
 from curate.errors import CurateError, one_line
-from curate.settings import KINDS, RunSettings, Settings
+from curate.settings import KINDS, ComparisonSettings, RunSettings, Settings
+
+Root = TypeVar("Root", bound=Settings)
 
 
 def load(path: str, overrides: list[str] | None = None) -> RunSettings:
-    """Read a run's YAML, apply `key=value` overrides, fill in ${VARIABLES}, and validate.
+    """A run's settings: see `read`."""
+    return parse(read(path, overrides), path)
+
+
+def load_comparison(path: str, overrides: list[str] | None = None) -> ComparisonSettings:
+    """A comparison's settings: see `read`."""
+    return _validated(ComparisonSettings, read(path, overrides), path)
+
+
+def read(path: str, overrides: list[str] | None = None) -> dict[str, Any]:
+    """Read a YAML, apply `key=value` overrides, and fill in ${VARIABLES}.
 
     Raises CurateError naming the key, or the file, that is at fault.
     """
@@ -38,19 +50,23 @@ def load(path: str, overrides: list[str] | None = None) -> RunSettings:
         raise CurateError(f"{path}: a config is a mapping with target, open, encoder, … and output")
     for override in overrides or []:
         _apply(document, override)
-    return parse(_interpolate(document, ""), path)
+    filled = _interpolate(document, "")
+    # A section with all its lines commented out is a null in YAML
+    return {key: value for key, value in filled.items() if value is not None}
 
 
 def parse(document: dict[str, Any], origin: str) -> RunSettings:
     """Validate a document already read; `origin` is named in errors."""
-    # A section with all its lines commented out is a null in YAML
-    document = {key: value for key, value in document.items() if value is not None}
     if isinstance(document.get("target"), dict):
         document = {**document, "target": {"name": "target", **document["target"]}}
+    return _validated(RunSettings, document, origin)
+
+
+def _validated(model: type[Root], document: dict[str, Any], origin: str) -> Root:
     try:
-        return RunSettings.model_validate(document)
+        return model.model_validate(document)
     except ValidationError as error:
-        raise CurateError(f"{origin}: {_explain(error)}") from None
+        raise CurateError(f"{origin}: {_explain(error, model)}") from None
 
 
 def _apply(document: dict[str, Any], override: str) -> None:
@@ -125,14 +141,14 @@ _FAULTS = {
 }
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, root: type[Settings]) -> str:
     """The first fault, as `coreset.tau=1.5: …`."""
     fault = error.errors()[0]
     place = [part for part in fault["loc"] if not (isinstance(part, str) and part in _BRANCHES)]
     key = ".".join(str(part) for part in place)
     value = fault["input"]
     if fault["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {_suggest(place)}"
+        return f"{key}: unknown key; {_suggest(place, root)}"
     if fault["type"] == "missing":
         return f"{key}: missing; set it in the config"
     if fault["type"] == "union_tag_not_found":
@@ -149,11 +165,12 @@ def _explain(error: ValidationError) -> str:
     return f"{key}: {message}" if key else message
 
 
-def _suggest(place: list[Any]) -> str:
+def _suggest(place: list[Any], root: type[Settings]) -> str:
     """The known keys beside the one that is unknown, the likeliest first."""
-    models: list[type[Settings]] = [RunSettings]
+    models = [root]
     for part in place[:-1]:
-        if isinstance(part, str):  # numbers are places in a list
+        # Numbers are places in a list, and other names a user's own
+        if any(part in model.model_fields for model in models):
             inside = [m.model_fields[part].annotation for m in models if part in m.model_fields]
             models = [model for annotation in inside for model in _models_in(annotation)]
     return _likeliest(str(place[-1]), sorted({name for m in models for name in m.model_fields}))

@@ -73,7 +73,8 @@ def places_of(
         skipped = (
             first_step % plan.steps_per_epoch if epoch * plan.steps_per_epoch < first_step else 0
         )
-        for step in range(skipped, plan.steps_per_epoch):
+        left = plan.steps - epoch * plan.steps_per_epoch  # the last epoch may end early
+        for step in range(skipped, min(plan.steps_per_epoch, left)):
             start = step * plan.batch_size + rank * share
             yield [(epoch, int(place)) for place in order[start : start + share]]
 

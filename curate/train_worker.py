@@ -136,7 +136,7 @@ class _Worker:
             step = self.trainer.step_number
             self.sums += torch.tensor([0, 0, 1, len(crops.unreadable)], dtype=torch.float64)
             self._add(loss, deviation)
-            epoch_ends = step % plan.steps_per_epoch == 0
+            epoch_ends = step % plan.steps_per_epoch == 0 or step == plan.steps
             if rank() == 0:
                 self._show(rate)
             if epoch_ends or step % plan.steps_per_epoch % RECORD_EVERY == 0:
@@ -204,7 +204,7 @@ class _Worker:
             )
         record: Record = {
             "step": step,
-            "epoch": step // plan.steps_per_epoch,
+            "epoch": plan.epochs if step == plan.steps else step // plan.steps_per_epoch,
             "loss": loss / steps,
             "learning_rate": rate,
             "embedding_std": deviation / steps,

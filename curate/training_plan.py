@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,8 @@ class TrainingPlan:
     image_px: int
     small_stem: bool
     images: int
-    epochs: int
+    steps: int  # of the whole training
+    epochs: int  # of which the last one may be cut short by `steps`
     batch_size: int  # over all workers
     optimizer: Optimizer
     learning_rate: float  # the peak, at this batch size
@@ -48,10 +50,6 @@ class TrainingPlan:
     def steps_per_epoch(self) -> int:
         """Whole batches alone: the images left over take their turn in another epoch's order."""
         return self.images // self.batch_size
-
-    @property
-    def steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -76,9 +74,17 @@ def make(
     learning_rate = settings.learning_rate
     if learning_rate is None:
         learning_rate = recipe.learning_rate * batch_size / recipe.batch_size
-    epochs = settings.epochs or recipe.epochs
-    if epochs == "auto":
+    steps_per_epoch = images // batch_size
+    epochs = recipe.epochs
+    if settings.epochs == "auto":
         epochs = rescaled_epochs(recipe.epochs, open_images)
+    elif settings.epochs is not None:
+        epochs = settings.epochs
+    if settings.steps is not None:
+        epochs = math.ceil(settings.steps / steps_per_epoch)
+    warmup_epochs = _first(settings.warmup_epochs, recipe.warmup_epochs)
+    if settings.warmup_steps is not None:
+        warmup_epochs = settings.warmup_steps / steps_per_epoch
     return TrainingPlan(
         method=settings.method,
         preset=preset,
@@ -88,6 +94,7 @@ def make(
         image_px=settings.image_px or encoder.image_px,
         small_stem=encoder.small_stem if settings.small_stem is None else settings.small_stem,
         images=images,
+        steps=settings.steps or epochs * steps_per_epoch,
         epochs=epochs,
         batch_size=batch_size,
         optimizer=settings.optimizer or recipe.optimizer,
@@ -98,7 +105,7 @@ def make(
         momentum=_first(settings.momentum, recipe.momentum),
         adam_beta2=recipe.adam_beta2,
         nesterov=recipe.nesterov,
-        warmup_epochs=_first(settings.warmup_epochs, recipe.warmup_epochs),
+        warmup_epochs=warmup_epochs,
         schedule=settings.schedule or recipe.schedule,
         clip_gradient=_first(settings.clip_gradient, recipe.clip_gradient),
         precision=settings.precision,

@@ -1,0 +1,55 @@
+"""What a run is, as typed settings: each key with its type, its default and its limits."""
+
+from curate.settings.base import Settings
+from curate.settings.comparison import ArmSettings, ComparisonSettings, TargetSettings
+from curate.settings.evaluation import (
+    AnnotatedSettings,
+    AttributesSettings,
+    DetectionSettings,
+    EvaluateSettings,
+    FinetuneSettings,
+    SegmentationSettings,
+    SgdSettings,
+)
+from curate.settings.run import RunSettings
+from curate.settings.selection import CoresetSettings, EmbedSettings, EncoderSettings
+from curate.settings.sources import (
+    KINDS,
+    ImageFolderSettings,
+    ImageSettings,
+    ParquetSettings,
+    Source,
+    SourceSettings,
+    UrlListSettings,
+    WebDatasetSettings,
+)
+from curate.settings.training import PretrainSettings, ProbeSettings, TrainingSettings
+
+__all__ = [
+    "KINDS",
+    "AnnotatedSettings",
+    "ArmSettings",
+    "AttributesSettings",
+    "ComparisonSettings",
+    "CoresetSettings",
+    "DetectionSettings",
+    "EmbedSettings",
+    "EncoderSettings",
+    "EvaluateSettings",
+    "FinetuneSettings",
+    "ImageFolderSettings",
+    "ImageSettings",
+    "ParquetSettings",
+    "PretrainSettings",
+    "ProbeSettings",
+    "RunSettings",
+    "SegmentationSettings",
+    "Settings",
+    "SgdSettings",
+    "Source",
+    "SourceSettings",
+    "TargetSettings",
+    "TrainingSettings",
+    "UrlListSettings",
+    "WebDatasetSettings",
+]

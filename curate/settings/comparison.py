@@ -1,0 +1,74 @@
+"""Several arms at equal steps, on one target or more."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from curate.settings.base import Budget, Label, Settings, SourceName
+from curate.settings.evaluation import EvaluateSettings
+from curate.settings.run import CommonSettings
+from curate.settings.sources import Source
+
+ArmKind = Literal[
+    "x", "os", "x+os", "random", "simcore-k1", "simcore", "simcore-stop", "oracle", "untrained"
+]
+
+
+def _arm(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+def _target_named(value: Any) -> Any:
+    if isinstance(value, dict) and isinstance(value.get("target"), dict):
+        return {**value, "target": {"name": "target", **value["target"]}}
+    return value
+
+
+class ArmSettings(Settings):
+    """One way to choose what is trained on. In a config, its kind alone will do."""
+
+    kind: ArmKind
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+%-]*$")] | None = None
+    p: Budget | None = None  # the comparison's where unset; of oracle, all its images
+    clusters: int | None = Field(None, ge=1)  # coreset.clusters where unset, and so on
+    tau: float | None = Field(None, ge=0, le=1)
+    seeds: int | None = Field(None, ge=1)  # the comparison's where unset
+
+    @property
+    def title(self) -> str:
+        return self.name or self.kind
+
+
+class TargetSettings(Settings):
+    """A target set, and how what was trained for it is measured."""
+
+    target: Source
+    evaluate: EvaluateSettings
+    oracle: list[Label] | None = None  # labels of the open set, of arm oracle; for measuring too
+
+
+class ComparisonSettings(CommonSettings):
+    """A comparison of arms. `pretrain` says how every arm is trained, its data apart."""
+
+    targets: dict[SourceName, Annotated[TargetSettings, BeforeValidator(_target_named)]] = Field(
+        min_length=1
+    )
+    arms: list[Annotated[ArmSettings, BeforeValidator(_arm)]] = Field(min_length=1)
+    steps: int = Field(ge=1)  # of every arm's training
+    p: Budget = 0.05  # of the open set: what an arm of a fixed size selects
+    seeds: int = Field(3, ge=1)  # trainings of each arm
+    parallel: int | None = Field(None, ge=1)  # as many arms at once as fit, where unset
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ComparisonSettings:
+        titles = [arm.title for arm in self.arms]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise ValueError(f"arms: two are named {title}; give each its own name")
+        if any(arm.kind == "oracle" for arm in self.arms):
+            for name, target in self.targets.items():
+                if not target.oracle:
+                    raise ValueError(f"targets.{name}.oracle: missing; arm oracle needs labels")
+        return self

@@ -1,0 +1,105 @@
+"""What an encoder, or a selection, is measured by."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from curate.settings.base import Label, Path, Settings, Share
+from curate.settings.sources import LabelledSource
+
+Protocol = Literal[
+    "linear", "knn", "sgd", "finetune", "attributes", "detection", "segmentation", "selection"
+]
+
+
+class SgdSettings(Settings):
+    """The linear probe of SimCore's authors: on random crops, through the frozen encoder."""
+
+    learning_rate: float = Field(10, gt=0)
+    weight_decay: float = Field(0, ge=0)
+    epochs: int = Field(100, ge=1)
+    batch_size: int = Field(512, ge=1)
+
+
+class FinetuneSettings(Settings):
+    """The whole encoder, on a part of the labels."""
+
+    fractions: list[Share] = Field([0.1, 0.2, 0.5, 1.0], min_length=1)
+    learning_rate: float = Field(0.01, gt=0)  # of the encoder
+    head_learning_rate: float = Field(0.1, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    epochs: int = Field(50, ge=1)  # of the whole set: fewer labels take as many steps
+    batch_size: int = Field(64, ge=2)
+
+
+class AttributesSettings(Settings):
+    """A table with a row an image and a column an attribute."""
+
+    table: Path  # .csv or .parquet
+    key_column: str = "key"  # the image's key in its source: a file's path below the folder
+    columns: list[str] | None = None  # all but the key's where unset
+
+
+class AnnotatedSettings(Settings):
+    """Images in a folder, and what is to be found in them."""
+
+    images: Path
+    annotations: Path  # COCO's .json, a folder of VOC's .xml, or a folder of masks
+
+
+class DetectionSettings(Settings):
+    """Faster R-CNN with a feature pyramid on the encoder, which must be a ResNet."""
+
+    train: AnnotatedSettings
+    test: AnnotatedSettings
+    image_px: int = Field(800, ge=32)  # shorter side
+    epochs: int = Field(12, ge=1)
+    batch_size: int = Field(16, ge=1)
+    learning_rate: float = Field(0.02, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+
+
+class SegmentationSettings(Settings):
+    """DeepLabV3's head on the encoder, which must be a ResNet."""
+
+    train: AnnotatedSettings
+    test: AnnotatedSettings
+    classes: list[str] | None = None  # names of the masks' values 0, 1, 2 …
+    ignore: int = Field(255, ge=0, le=255)  # the value of pixels that do not count
+    image_px: int = Field(512, ge=32)
+    epochs: int = Field(50, ge=1)
+    batch_size: int = Field(16, ge=2)
+    learning_rate: float = Field(0.01, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+
+
+class EvaluateSettings(Settings):
+    """Which encoder is measured, on which labelled images, and how."""
+
+    train: LabelledSource | None = None  # of all protocols but those that name their own
+    test: LabelledSource | None = None
+    encoder: Path | None = None  # a folder or checkpoint; this run's pretrain where unset
+    protocols: list[Protocol] = Field(["linear", "knn"], min_length=1)
+    k: list[Annotated[int, Field(ge=1)]] = Field([20, 200], min_length=1)  # neighbours
+    seeds: int = Field(3, ge=1)
+    sgd: SgdSettings = SgdSettings()
+    finetune: FinetuneSettings = FinetuneSettings()
+    attributes: AttributesSettings | None = None
+    detection: DetectionSettings | None = None
+    segmentation: SegmentationSettings | None = None
+    oracle: list[Label] | None = None  # labels that a perfect selection would take
+
+    @model_validator(mode="after")
+    def _complete(self) -> EvaluateSettings:
+        for name in ("attributes", "detection", "segmentation"):
+            if name in self.protocols and getattr(self, name) is None:
+                raise ValueError(f"{name}: missing; protocol {name} needs it")
+        if "selection" in self.protocols and not self.oracle:
+            raise ValueError("oracle: missing; protocol selection needs a list of labels")
+        own = {"detection", "segmentation", "selection"}
+        if set(self.protocols) - own and (self.train is None or self.test is None):
+            missing = "train" if self.train is None else "test"
+            raise ValueError(f"{missing}: missing; name a labelled source")
+        return self

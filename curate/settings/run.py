@@ -1,0 +1,40 @@
+"""The whole config of a run."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
+
+from curate.settings.base import Path, Settings, absolute
+from curate.settings.evaluation import EvaluateSettings
+from curate.settings.selection import CoresetSettings, EmbedSettings, EncoderSettings
+from curate.settings.sources import ImageSettings, Source
+from curate.settings.training import PretrainSettings
+
+
+class CommonSettings(Settings):
+    """What a run and a comparison of arms have in common."""
+
+    open: list[Source] = Field(min_length=1)
+    encoder: EncoderSettings = EncoderSettings()
+    images: ImageSettings = ImageSettings()
+    embed: EmbedSettings = EmbedSettings()
+    coreset: CoresetSettings = CoresetSettings()
+    pretrain: PretrainSettings | None = None
+    output: Annotated[Path, AfterValidator(absolute)]
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> CommonSettings:
+        names = [source.name for source in self.open]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"open: two sources are named {name!r}; give each its own name")
+        return self
+
+
+class RunSettings(CommonSettings):
+    """One curation run."""
+
+    target: Source
+    evaluate: EvaluateSettings | None = None

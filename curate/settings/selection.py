@@ -1,0 +1,75 @@
+"""From images to a coreset: the encoder, the embedding, the selection."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from curate.settings.base import Budget, Label, Positive, Settings
+from curate.settings.training import TrainingSettings
+
+
+class EncoderSettings(Settings):
+    """E: image → embedding. A timm backbone with its pretrained, given or seeded random weights."""
+
+    backbone: str = "resnet50"
+    pretrained: bool = False  # download timm's weights
+    checkpoint: str | None = None  # a state dict, or a folder with encoder.safetensors
+    pretrain_on_target: TrainingSettings | None = None  # step 1 of the algorithm: train it on X
+    seed: int = Field(0, ge=0)  # of the random weights, where neither of these is given
+    image_px: int = Field(224, ge=8, le=4096)
+    small_stem: bool = False  # a ResNet's first layer made for images of 64 px and less
+    crop_fraction: float = Field(0.875, gt=0, le=1)  # centre crop's share of the resized side
+    mean: tuple[float, float, float] | None = None  # RGB, of 0…1; the backbone's own where unset
+    std: tuple[Positive, Positive, Positive] | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> EncoderSettings:
+        given = {
+            "pretrained": self.pretrained,
+            "checkpoint": self.checkpoint,
+            "pretrain_on_target": self.pretrain_on_target,
+        }
+        own = self.pretrain_on_target
+        for name in ("backbone", "image_px", "small_stem"):
+            if own is not None and getattr(own, name) is not None:
+                raise ValueError(f"pretrain_on_target.{name}: set encoder.{name} instead")
+        several = [name for name, value in given.items() if value]
+        if len(several) > 1:
+            raise ValueError(f"set {' or '.join(several)}, not both")
+        return self
+
+
+class EmbedSettings(Settings):
+    """How embedding is spread over the cluster; none of it changes the result."""
+
+    batch_size: int = Field(256, ge=1)
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    workers: int | None = Field(None, ge=1)  # actors; one a GPU, or one every 4 CPUs, where unset
+    unit_images: int = Field(1000, ge=1)  # files of a folder, or rows of a list, in one unit
+
+
+class CoresetSettings(Settings):
+    """Which images are selected."""
+
+    method: Literal["simcore", "random", "oracle", "all"] = "simcore"
+    clusters: int = Field(100, ge=1)  # k; at least |X| makes every target image a centroid
+    tau: float | None = Field(0.95, ge=0, le=1)  # null: no threshold
+    reference_round: int = Field(1, ge=1)  # the authors' experiments used 20
+    budget: Budget | None = None
+    budget_times_target: float | None = Field(None, gt=0)  # the authors cap I at 50 · |X|
+    labels: list[Label] | None = None  # of method oracle
+    seed: int = Field(0, ge=0)  # of k-means, and of method random
+
+    @model_validator(mode="after")
+    def _complete(self) -> CoresetSettings:
+        if self.method == "oracle" and not self.labels:
+            raise ValueError("method oracle needs a list of labels")
+        if self.method != "oracle" and self.labels:
+            raise ValueError(f"labels are for method oracle, not {self.method}")
+        if self.method == "random" and self.budget is None and self.budget_times_target is None:
+            raise ValueError("method random needs a budget")
+        if self.method == "all" and (self.budget, self.budget_times_target) != (None, None):
+            raise ValueError("method all takes everything; leave out the budget")
+        return self

@@ -1,0 +1,74 @@
+"""Where images come from: one section a kind of source."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from curate.settings.base import Path, Paths, Settings, SourceName
+
+
+class SourceSettings(Settings):
+    """What every kind of source has."""
+
+    name: SourceName
+    limit: int | None = Field(None, ge=1)  # the first so many images, in plan order
+
+
+class ImageFolderSettings(SourceSettings):
+    """A tree of image files; the first folder below `path` is the label."""
+
+    kind: Literal["image_folder"]
+    path: Path
+
+
+class WebDatasetSettings(SourceSettings):
+    """Tars of `key.jpg` with `key.cls` and other sidecars beside it."""
+
+    kind: Literal["webdataset"]
+    path: Paths
+
+
+class ParquetSettings(SourceSettings):
+    """Parquet files with encoded images, or with paths to them."""
+
+    kind: Literal["parquet"]
+    path: Paths
+    image_column: str = "image"  # encoded bytes, or Hugging Face's struct of bytes and path
+    path_column: str | None = None  # where set, images are read from these paths instead
+    key_column: str | None = None  # the row number where there is none
+    label_column: str | None = None
+
+
+class UrlListSettings(SourceSettings):
+    """A text file with one URL or path a line, or a CSV with a header."""
+
+    kind: Literal["url_list"]
+    path: Paths
+    url_column: str = "url"
+    key_column: str | None = None
+    label_column: str | None = None
+
+
+KINDS = ["image_folder", "webdataset", "parquet", "url_list"]
+Source = Annotated[
+    ImageFolderSettings | WebDatasetSettings | ParquetSettings | UrlListSettings,
+    Field(discriminator="kind"),
+]
+
+
+class ImageSettings(Settings):
+    """Which images are refused."""
+
+    min_px: int = Field(8, ge=1)  # shorter side
+    # width × height; Pillow itself refuses from 178,956,970 on
+    max_pixels: int = Field(100_000_000, ge=1, le=178_956_970)
+    max_rejected_fraction: float = Field(0.1, ge=0, le=1)
+
+
+def _named(value: Any) -> Any:
+    return {"name": "labelled", **value} if isinstance(value, dict) else value
+
+
+LabelledSource = Annotated[Source, BeforeValidator(_named)]  # needs no name of its own
