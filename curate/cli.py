@@ -71,6 +71,22 @@ def _parser() -> argparse.ArgumentParser:
     add_overrides(evaluate)
     evaluate.set_defaults(command=evaluate_command)
 
+    compare = commands.add_parser("compare", help="arms at equal steps: does the coreset pay?")
+    compare.add_argument("config", metavar="CONFIG", help="YAML with targets and arms")
+    add_run_options(compare)
+    compare.set_defaults(command=compare_command)
+
+    recut = commands.add_parser("recut", help="another threshold on a run that is done")
+    recut.add_argument("run", metavar="RUN", help="the run's output")
+    recut.add_argument("--tau", type=_threshold, required=True, help="0…1")
+    _add_common(recut)
+    recut.set_defaults(command=_recut_command)
+
+    report = commands.add_parser("report", help="pages that show a run that is done")
+    report.add_argument("run", metavar="RUN", help="the run's output")
+    _add_common(report)
+    report.set_defaults(command=_report_command)
+
     select = commands.add_parser("select", help="the same selection, on embeddings of your own")
     select.add_argument("--embeddings", required=True, nargs="+", metavar="PATTERN")
     select.add_argument("--centroids", required=True, metavar="FILE", help=".npy (K, D), unit rows")
@@ -139,6 +155,39 @@ def evaluate_command(options: argparse.Namespace) -> None:
     print(evaluation_table([asdict(result) for result in evaluate(settings)]))
 
 
+def compare_command(options: argparse.Namespace) -> None:
+    from curate.config import load_comparison
+
+    settings = load_comparison(options.config, options.overrides)
+    from curate import session
+    from curate.comparison import compare
+    from curate.comparison_table import as_markdown
+
+    session.connect(options.address, verbose=options.verbose)
+    print(as_markdown(compare(settings, fresh=options.fresh)))
+
+
+def _recut_command(options: argparse.Namespace) -> None:
+    from curate import session
+    from curate.recut import recut
+
+    session.connect(options.address, verbose=options.verbose)
+    print(recut(options.run, options.tau))
+
+
+def _report_command(options: argparse.Namespace) -> None:
+    from curate import session
+    from curate.report.build import build
+    from curate.settings.base import absolute
+
+    session.connect(options.address, verbose=options.verbose)
+    built = build(absolute(options.run))
+    print(
+        f"report: {built.uri} ({built.pages} pages, {built.thumbnails:,} images, "
+        f"{built.unreadable:,} not readable any more; {built.seconds:.0f} s)"
+    )
+
+
 def _select_command(options: argparse.Namespace) -> None:
     from curate import session
     from curate.select import select_files
@@ -157,11 +206,13 @@ def _select_command(options: argparse.Namespace) -> None:
 
 
 def _tau(text: str) -> float | None:
-    if text == "none":
-        return None
+    return None if text == "none" else _threshold(text)
+
+
+def _threshold(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be between 0 and 1, or none")
+        raise argparse.ArgumentTypeError(f"{text}: must be between 0 and 1")
     return value
 
 

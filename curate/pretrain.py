@@ -57,14 +57,24 @@ class _Placement:
     gpu: bool
 
 
-def pretrain(settings: RunSettings, *, fresh: bool = False) -> Outcome:
+def pretrain(
+    settings: RunSettings,
+    *,
+    fresh: bool = False,
+    folder: str | None = None,
+    images: str | None = None,
+    at_once: int = 1,
+) -> Outcome:
     """`curate pretrain`: train on what `pretrain.data` names. Returns what summary.json holds.
 
+    folder: of the encoder; `output`/pretrain where None. images: folder of the training set's copy,
+    inside that one where None. at_once: trainings of this kind that share the cluster's CPUs.
     Raises CurateError where the training cannot be what the settings ask for.
     """
     chosen = settings.pretrain or PretrainSettings()
-    folder = storage.join(settings.output, "pretrain")
-    return _train(settings, chosen, chosen.data, folder, "pretrain", fresh)
+    folder = folder or storage.join(settings.output, "pretrain")
+    images = images or storage.join(folder, "data")
+    return _train(settings, chosen, chosen.data, folder, images, "pretrain", fresh, at_once)
 
 
 def pretrain_on_target(settings: RunSettings, *, fresh: bool = False) -> str:
@@ -72,7 +82,8 @@ def pretrain_on_target(settings: RunSettings, *, fresh: bool = False) -> str:
     chosen = settings.encoder.pretrain_on_target
     assert chosen is not None
     folder = storage.join(settings.output, "target_encoder")
-    _train(settings, chosen, ["target"], folder, "encoder.pretrain_on_target", fresh)
+    images = storage.join(folder, "data")
+    _train(settings, chosen, ["target"], folder, images, "encoder.pretrain_on_target", fresh)
     return folder
 
 
@@ -81,15 +92,17 @@ def _train(
     chosen: TrainingSettings,
     data: list[str],
     folder: str,
+    images: str,
     section: str,
     fresh: bool,
+    at_once: int = 1,
 ) -> Outcome:
-    placement = _placement(chosen, section)
+    placement = _placement(chosen, section, at_once)
     _check_early(settings, chosen, section)
     if fresh:
         storage.remove_tree(folder)
     _refuse_other(folder, {"made_from": materialise.request(settings, data)})
-    index = materialise.training_images(settings, data, storage.join(folder, "data"))
+    index = materialise.training_images(settings, data, images)
     plan = training_plan.make(
         chosen,
         settings.encoder,
@@ -110,7 +123,7 @@ def _train(
     if storage.exists(storage.join(folder, "encoder.json")):
         log.info("%s: done before, at %s", section, folder)
     else:
-        job = _job(settings, chosen, plan, folder, section, placement)
+        job = _job(settings, chosen, plan, folder, images, section, placement)
         log.info(
             "%s: %s on %s, %d images, %d epochs of %d steps of %d, on %d %s",
             *(section, plan.method, plan.backbone, plan.images, plan.epochs, plan.steps_per_epoch),
@@ -155,6 +168,7 @@ def _job(
     chosen: TrainingSettings,
     plan: TrainingPlan,
     folder: str,
+    images: str,
     section: str,
     placement: _Placement,
 ) -> Job:
@@ -165,7 +179,7 @@ def _job(
         section=section,
         plan=plan,
         folder=folder,
-        data=storage.join(folder, "data"),
+        data=images,
         limits=settings.images,
         mean=settings.encoder.mean,
         std=settings.encoder.std,
@@ -186,8 +200,16 @@ def _probe(settings: RunSettings, probe: ProbeSettings, folder: str) -> Probe:
     return Probe(folders["train"], folders["test"], probe.every, probe.k)
 
 
-def _placement(chosen: TrainingSettings, section: str) -> _Placement:
-    """Workers: one a GPU where there are any, else one every CPU_THREADS CPUs."""
+def trainings_at_once(workers: int) -> int:
+    """How many trainings of so many workers the cluster has room for."""
+    resources = ray.cluster_resources()
+    places = int(resources.get("GPU", 0)) or int(resources.get("CPU", 0)) // CPU_THREADS
+    return max(1, places // workers)
+
+
+def _placement(chosen: TrainingSettings, section: str, at_once: int) -> _Placement:
+    """Workers: one a GPU where there are any, else one every CPU_THREADS CPUs. A CPU worker takes
+    all the CPUs that `at_once` such trainings leave it."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     cpus = [int(node.get("CPU", 0)) for node in nodes]
@@ -202,11 +224,14 @@ def _placement(chosen: TrainingSettings, section: str) -> _Placement:
         per_gpu = min((int(n.get("CPU", 1) / n["GPU"]) for n in nodes if n.get("GPU")), default=1)
         return _Placement(workers, max(1, min(per_gpu, LOADERS + 1)), True)
     workers = chosen.workers or max(1, sum(cpus) // CPU_THREADS)
-    if workers > sum(cpus):
+    wanted = workers * at_once
+    if wanted > sum(cpus):
+        together = f" of {at_once} trainings at once" if at_once > 1 else ""
         raise CurateError(
-            f"{section}.workers={workers}: the cluster has {sum(cpus)} CPUs; set it to that or less"
+            f"{section}.workers={workers}{together}: the cluster has {sum(cpus)} CPUs; "
+            "set it to that or less"
         )
-    share = next(c for c in range(sum(cpus), 0, -1) if sum(n // c for n in cpus) >= workers)
+    share = next(c for c in range(sum(cpus), 0, -1) if sum(n // c for n in cpus) >= wanted)
     return _Placement(workers, share, False)
 
 

@@ -33,9 +33,12 @@ OWN_FILES = (
     "target_encoder",
     "pretrain",
     "evaluate",
+    "recut",
+    "report",
     "rounds.parquet",
     "summary.json",
     "embeddings",
+    "whitened",
     "rejected",
 )
 
@@ -89,6 +92,23 @@ def plan_of(settings: RunSettings, mark: Fingerprint) -> list[PlannedUnit]:
     }
     storage.write_bytes(config_uri, to_yaml(document))
     return units
+
+
+def settings_of(output: str) -> tuple[dict[str, Any], Fingerprint]:
+    """The settings of the run under `output`, as they were written, and its fingerprint.
+
+    Raises CurateError where there is none.
+    """
+    uri = storage.join(output, "config.yaml")
+    try:
+        document = yaml.safe_load(storage.read_bytes(uri))
+        return dict(document["settings"]), dict(document["fingerprint"])
+    except FileNotFoundError:
+        raise CurateError(
+            f"{output}: no run here (no config.yaml); `curate run` makes one"
+        ) from None
+    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+        raise CurateError(f"{uri}: not a run's config; name the output of a run") from None
 
 
 def remove_earlier(output: str, *, but: str | None = None) -> None:

@@ -161,6 +161,14 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2) + "\n").encode())
 
 
+def read_json(uri: str) -> Any:
+    """Raises CurateError for a file that holds none."""
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise CurateError(f"{uri}: damaged: {one_line(error)}; remove it and run again") from error
+
+
 def remove_tree(uri: str) -> None:
     """Remove a file or a folder; nothing where there is none."""
     fs, path = filesystem(uri)

@@ -6,6 +6,8 @@ from typing import Any
 
 from curate import storage
 
+ROUNDS_SHOWN = 10
+
 
 def table_of(summary: dict[str, Any], output: str) -> str:
     """summary.json as text."""
@@ -65,11 +67,43 @@ def training_table(outcome: dict[str, Any]) -> str:
 
 
 def evaluation_table(results: list[dict[str, Any]]) -> str:
-    """Rows of evaluate/results.json as text."""
-    lines = [f"{'metric':<32}{'value':>8}{'± std':>9}{'seeds':>7}{'images':>9}{'seconds':>9}"]
+    """Rows of evaluate/results.json as text, each figure in its unit."""
+    width = max([30, *(len(row["metric"]) for row in results)]) + 2
+    lines = [
+        f"{'metric':<{width}}{'value':>10}{'± std':>10}{'seeds':>7}{'images':>9}{'seconds':>9}"
+    ]
     for row in results:
+        value, std = (_figure(row[name], row["unit"]) for name in ("value", "std"))
         lines.append(
-            f"{row['metric']:<32}{row['value']:>8.1%}{row['std']:>9.1%}{row['seeds']:>7}"
-            f"{row['n']:>9,}{row['seconds']:>9.1f}"
+            f"{row['metric']:<{width}}{value:>10}{std if row['seeds'] > 1 else '–':>10}"
+            f"{row['seeds']:>7}{row['n']:>9,}{row['seconds']:>9.1f}"
         )
+    for row in results:
+        lines += _rounds(row["config"].get("by_round", []))
+        lines += _classes(row["config"].get("top_classes", []))
     return "\n".join(lines)
+
+
+def _figure(value: float, unit: str) -> str:
+    shown = {"share": f"{value:.1%}", "ratio": f"{value:.2f} ×", "bits": f"{value:.2f} bits"}
+    return shown.get(unit, f"{value:.3f}")
+
+
+def _rounds(by_round: list[tuple[int, int, float]]) -> list[str]:
+    """Of many rounds a few, the last one among them."""
+    if len(by_round) < 2:
+        return []
+    step = -(-len(by_round) // ROUNDS_SHOWN)
+    shown = by_round[::-step][::-1]
+    return ["", f"{'round':<8}{'images so far':>14}{'oracle share':>14}"] + [
+        f"{number:<8}{images:>14,}{share:>14.1%}" for number, images, share in shown
+    ]
+
+
+def _classes(top_classes: list[tuple[str, int, float]]) -> list[str]:
+    if not top_classes:
+        return []
+    width = max(len("class selected most"), *(len(name) for name, _, _ in top_classes)) + 2
+    return ["", f"{'class selected most':<{width}}{'images':>8}{'of its images':>15}"] + [
+        f"{name:<{width}}{images:>8,}{share:>15.1%}" for name, images, share in top_classes
+    ]

@@ -92,6 +92,11 @@ class TrainingSet:
     def __reduce__(self) -> tuple[Any, ...]:
         return TrainingSet, (self.folder,)  # another process maps the files itself
 
+    def keys(self) -> list[str]:
+        """Each image's key in its source, read anew: few ask for them."""
+        uris = [storage.join(self.folder, name) for name, _ in self.index.parts]
+        return [key for uri in uris for key in shards.read_arrow(uri)["key"].to_pylist()]
+
     def image(self, place: int) -> bytes:
         part = int(np.searchsorted(self._ends, place, side="right"))
         first = int(self._ends[part - 1]) if part else 0

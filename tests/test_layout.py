@@ -16,20 +16,34 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # From what knows most to what knows least: a module imports only from below itself
 ORDER = [
-    *("cli", "evaluation", "run", "pretrain", "train_worker", "probe", "trainer", "loader"),
-    *("optimise", "methods"),
-    *("augment", "views", "checkpoints", "watch", "evaluate", "materialise", "training_set"),
+    *("cli", "report", "recut", "comparison", "comparison_table", "evaluation", "quality", "run"),
+    *("selection", "whiten"),
+    *("pretrain", "train_worker", "probe", "trainer"),
+    *("optimise", "methods", "evaluate", "loader"),
+    *("augment", "views", "checkpoints", "watch", "materialise", "training_set"),
     *("training_plan", "select", "summary", "accounting", "resume", "embed", "parts", "manifest"),
     *("coreset.distributed", "coreset.baselines", "coreset.rounds", "coreset.merge"),
-    *("coreset.candidates", "coreset.similarity", "centroids", "encoders", "backbones", "images"),
+    *("coreset.candidates", "coreset.similarity", "coreset.whitening", "centroids", "encoders"),
+    *("backbones", "images"),
     *("plan", "sources", "shards", "session", "progress", "config", "settings", "recipes"),
     *("storage", "errors"),
 ]
 PURE = [
     *("coreset.similarity", "coreset.candidates", "coreset.merge", "coreset.rounds"),
-    *("centroids", "images", "recipes", "views", "augment", "optimise", "evaluate.knn"),
+    *(
+        "coreset.whitening",
+        "centroids",
+        "images",
+        "recipes",
+        "views",
+        "augment",
+        "optimise",
+        "evaluate.knn",
+    ),
     *("evaluate.linear", "evaluate.selection"),
     *(f"methods.{name}" for name in ("base", *RECIPES)),
+    *(f"report.{name}" for name in ("content", "galleries", "maps", "markup", "page")),
+    *("report.plots", "report.projection", "report.results", "report.shell"),
 ]
 
 
@@ -102,7 +116,8 @@ def test_cluster_yaml_is_what_the_launcher_takes() -> None:
 def test_examples_are_valid(path: Path, monkeypatch) -> None:
     monkeypatch.setenv("DATA", "/data")
     monkeypatch.setenv("OUTPUT", "/output")
-    assert config.load(str(path)).open
+    load = config.load_comparison if path.name == "compare.yaml" else config.load
+    assert load(str(path)).open
 
 
 def test_documented_keys_are_the_keys_there_are() -> None:
@@ -114,6 +129,10 @@ def test_documented_keys_are_the_keys_there_are() -> None:
     ):
         for name in section.model_fields:
             assert f"`{name}`" in text, name
+    comparing = (ROOT / "docs" / "comparison.md").read_text()
+    for section in (settings.ComparisonSettings, settings.ArmSettings, settings.TargetSettings):
+        for name in section.model_fields:
+            assert f"`{name}`" in comparing or name == "kind", name
     coreset = text.partition("## `coreset`")[2]
     for name, field in settings.CoresetSettings.model_fields.items():
         row = next(line for line in coreset.splitlines() if line.startswith(f"| `{name}` |"))

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from curate import encoders
 from curate.encoders import Preprocessing
+from curate.evaluate.bench import Bench, device_here
 from curate.images import Refused, decode, resize_crop
 from curate.settings import ImageSettings
 from curate.training_set import TrainingSet
 
 BATCH = 256
 GREY = 128  # of what stands for an image that cannot be decoded
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of two sets, image by image, labelled or not: unit rows."""
+
+    train: NDArray[np.float32]  # (N, D)
+    test: NDArray[np.float32]  # (M, D)
+
+
+def features_of_sets(bench: Bench) -> Features:
+    encoder = encoders.build(bench.encoder)
+    train, test = (
+        features_of(
+            encoder.module, encoder.preprocessing, bench.limits, images, np.arange(len(images))
+        )
+        for images in bench.open_sets()
+    )
+    return Features(train, test)
 
 
 @torch.no_grad()
@@ -25,14 +48,16 @@ def features_of(
     rows: NDArray[np.int64],
     device: torch.device | None = None,
     bf16: bool = False,
+    unit: bool = True,
 ) -> NDArray[np.float32]:
-    """The images at `rows` → (N, D) unit rows. The module is left in the mode it was in.
+    """The images at `rows` → (N, D). The module is left in the mode it was in.
 
     eye: how it sees an image; limits: an image beyond them counts as a grey one;
-    device: where the module is; None moves it to a GPU where there is one.
+    device: where the module is; None moves it to a GPU where there is one;
+    unit: rows of length one, else as the module gives them.
     """
     if device is None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = device_here()
         module = module.to(device).to(memory_format=torch.channels_last)
     mean = torch.tensor(eye.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(eye.std, device=device).view(1, 3, 1, 1)
@@ -45,8 +70,10 @@ def features_of(
         batch = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
         batch = ((batch - mean) / std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            features = module(batch)
-        found.append(nn.functional.normalize(features.float(), dim=1).cpu().numpy())
+            features = module(batch).float()
+        if unit:
+            features = nn.functional.normalize(features, dim=1)
+        found.append(features.cpu().numpy())
     module.train(training)
     return np.concatenate(found)
 

@@ -19,6 +19,7 @@ TOP = 20
 @dataclass(frozen=True)
 class Quality:
     selected: int
+    oracle_images: int  # of the open set
     oracle_share: float | None  # of the selected images; None of an empty selection
     base_share: float  # of the open set
     lift: float | None  # oracle_share / base_share
@@ -27,6 +28,8 @@ class Quality:
     top_classes: list[tuple[str, int, float]]  # class, images selected, share of its images
     entropy: float | None  # of the selected classes, bits
     open_entropy: float  # of the open set's
+    near_target: float | None = None  # mean over images of the similarity to the nearest target
+    near_target_random: float | None = None  # the same of as many random images of the open set
 
 
 def quality(
@@ -34,9 +37,12 @@ def quality(
     rounds: NDArray[np.int64],
     open_counts: Counter[str | None],
     oracle: set[str],
+    near: NDArray[np.floating] | None = None,
+    near_random: NDArray[np.floating] | None = None,
 ) -> Quality:
     """selected: the images' labels in the selection's order, with their rounds; open_counts: images
-    of each label in the open set; oracle: the labels a perfect selection would take.
+    of each label in the open set; oracle: the labels a perfect selection would take; near: each
+    selected image's similarity to the target image nearest to it; near_random: a random sample's.
 
     Images without a label count as images, and as no class.
     """
@@ -48,6 +54,7 @@ def quality(
     base = oracle_images / total if total else 0.0
     return Quality(
         selected=len(selected),
+        oracle_images=oracle_images,
         oracle_share=share,
         base_share=base,
         lift=share / base if share is not None and base else None,
@@ -58,7 +65,13 @@ def quality(
         ],
         entropy=entropy(counts.values()) if counts else None,
         open_entropy=entropy(count for label, count in open_counts.items() if label is not None),
+        near_target=_mean(near),
+        near_target_random=_mean(near_random),
     )
+
+
+def _mean(values: NDArray[np.floating] | None) -> float | None:
+    return float(values.mean()) if values is not None and len(values) else None
 
 
 def _by_round(hits: NDArray[np.bool_], rounds: NDArray[np.int64]) -> list[tuple[int, int, float]]:

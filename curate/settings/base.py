@@ -7,6 +7,7 @@ import os
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -45,6 +46,7 @@ def absolute(path: str) -> str:
 
 
 Path = Annotated[str, Field(min_length=1)]
+AbsolutePath = Annotated[Path, AfterValidator(absolute)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Label = Annotated[str, Field(coerce_numbers_to_str=True)]  # YAML reads class 7 as a number

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from curate.settings.base import Budget, Label, Settings, SourceName
+from curate.settings.base import Budget, Settings, SourceName
 from curate.settings.evaluation import EvaluateSettings
 from curate.settings.run import CommonSettings
 from curate.settings.sources import Source
@@ -45,8 +45,18 @@ class TargetSettings(Settings):
     """A target set, and how what was trained for it is measured."""
 
     target: Source
-    evaluate: EvaluateSettings
-    oracle: list[Label] | None = None  # labels of the open set, of arm oracle; for measuring too
+    evaluate: EvaluateSettings  # its `oracle` is arm oracle's too
+
+    @model_validator(mode="after")
+    def _of_arms(self) -> TargetSettings:
+        if self.evaluate.encoder is not None:
+            raise ValueError("evaluate.encoder: each arm has its own; leave it out")
+        if "selection" in self.evaluate.protocols:
+            raise ValueError(
+                "evaluate.protocols: every arm's selection is measured where oracle is set; "
+                "leave out selection"
+            )
+        return self
 
 
 class ComparisonSettings(CommonSettings):
@@ -62,6 +72,19 @@ class ComparisonSettings(CommonSettings):
     parallel: int | None = Field(None, ge=1)  # as many arms at once as fit, where unset
 
     @model_validator(mode="after")
+    def _equal_steps(self) -> ComparisonSettings:
+        instead = {
+            "data": "each arm has its own",
+            "epochs": "every arm trains for `steps` steps",
+            "steps": "set `steps` beside `arms`",
+            "warmup_epochs": "epochs of the arms differ in length; set pretrain.warmup_steps",
+        }
+        for key, why in instead.items():
+            if self.pretrain is not None and key in self.pretrain.model_fields_set:
+                raise ValueError(f"pretrain.{key}: {why}")
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> ComparisonSettings:
         titles = [arm.title for arm in self.arms]
         for title in titles:
@@ -69,6 +92,8 @@ class ComparisonSettings(CommonSettings):
                 raise ValueError(f"arms: two are named {title}; give each its own name")
         if any(arm.kind == "oracle" for arm in self.arms):
             for name, target in self.targets.items():
-                if not target.oracle:
-                    raise ValueError(f"targets.{name}.oracle: missing; arm oracle needs labels")
+                if not target.evaluate.oracle:
+                    raise ValueError(
+                        f"targets.{name}.evaluate.oracle: missing; arm oracle needs labels"
+                    )
         return self

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from curate.settings.base import Label, Path, Settings, Share
+from curate.settings.base import AbsolutePath, Label, Path, Settings, Share
 from curate.settings.sources import LabelledSource
 
 Protocol = Literal[
@@ -31,22 +31,22 @@ class FinetuneSettings(Settings):
     head_learning_rate: float = Field(0.1, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     epochs: int = Field(50, ge=1)  # of the whole set: fewer labels take as many steps
-    batch_size: int = Field(64, ge=2)
+    batch_size: int = Field(64, ge=4)  # an epoch's are of nearly equal size: none of one image
 
 
 class AttributesSettings(Settings):
     """A table with a row an image and a column an attribute."""
 
-    table: Path  # .csv or .parquet
+    table: AbsolutePath  # .csv or .parquet
     key_column: str = "key"  # the image's key in its source: a file's path below the folder
-    columns: list[str] | None = None  # all but the key's where unset
+    columns: list[str] | None = Field(None, min_length=1)  # all but the key's where unset
 
 
 class AnnotatedSettings(Settings):
     """Images in a folder, and what is to be found in them."""
 
-    images: Path
-    annotations: Path  # COCO's .json, a folder of VOC's .xml, or a folder of masks
+    images: AbsolutePath
+    annotations: AbsolutePath  # COCO's .json, a folder of VOC's .xml, or a folder of masks
 
 
 class DetectionSettings(Settings):

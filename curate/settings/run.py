@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pydantic import Field, model_validator
 
-from pydantic import AfterValidator, Field, model_validator
-
-from curate.settings.base import Path, Settings, absolute
+from curate.settings.base import AbsolutePath, Settings
 from curate.settings.evaluation import EvaluateSettings
 from curate.settings.selection import CoresetSettings, EmbedSettings, EncoderSettings
 from curate.settings.sources import ImageSettings, Source
@@ -22,7 +20,7 @@ class CommonSettings(Settings):
     embed: EmbedSettings = EmbedSettings()
     coreset: CoresetSettings = CoresetSettings()
     pretrain: PretrainSettings | None = None
-    output: Annotated[Path, AfterValidator(absolute)]
+    output: AbsolutePath
 
     @model_validator(mode="after")
     def _distinct_names(self) -> CommonSettings:

@@ -60,6 +60,7 @@ class CoresetSettings(Settings):
     budget: Budget | None = None
     budget_times_target: float | None = Field(None, gt=0)  # the authors cap I at 50 · |X|
     labels: list[Label] | None = None  # of method oracle
+    whiten: int | None = Field(None, ge=2)  # dimensions of whitened embeddings; null: as they are
     seed: int = Field(0, ge=0)  # of k-means, and of method random
 
     @model_validator(mode="after")

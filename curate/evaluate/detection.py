@@ -1,0 +1,290 @@
+"""Object detection: Faster R-CNN with a feature pyramid on the encoder, all of it fine-tuned.
+
+Ren et al. 2015, arXiv:1506.01497; Lin et al. 2017, arXiv:1612.03144; trained as MoCo does,
+arXiv:1911.05722, section 4.2: BatchNorm is trained and the pyramid has its own, since features that
+come without labels are of another magnitude than those that detectors' rates were tuned for. Its
+statistics are those of the batch, on one device: batches of a few images make them noisy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from timm.models.resnet import ResNet
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+
+from curate.encoders import Encoder, Preprocessing
+from curate.errors import CurateError
+from curate.evaluate.annotations import LONGEST, Boxes, Scene, fitted, read_boxes, read_image
+from curate.evaluate.dense import (
+    STAGES,
+    descend,
+    loaded,
+    resnet_of,
+    seeded,
+    shuffled,
+    strides_of,
+)
+from curate.settings import DetectionSettings, ImageSettings
+
+KEY = "evaluate.detection"
+PYRAMID_CHANNELS = 256
+ANCHOR_CELLS = 8  # an anchor's side in px of its level: 32 px at stride 4
+ASPECTS = (0.5, 1.0, 2.0)
+REGIONS = 512  # of an image, that the box head is trained on
+SCALES = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)  # of image_px, while training: COCO's 640 … 800
+LEAST_PX = 1.0  # a box that is smaller than this to the network is not trained on
+WARMUP_STEPS = 1000
+FLIPS = 1  # stream of random numbers
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a detector finds in one image."""
+
+    boxes: NDArray[np.float64]  # (N, 4) left, top, right, bottom in px
+    labels: NDArray[np.int64]  # (N,)
+    scores: NDArray[np.float64]  # (N,)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image at the network's size."""
+
+    pixels: Tensor  # (H, W, 3) uint8
+    scale: NDArray[np.float64]  # (4,) of boxes: px here for a px of the image
+    boxes: Tensor  # (N, 4) px here
+    labels: Tensor  # (N,) from 1: 0 is the background
+
+
+def detection(
+    encoder: Encoder,
+    settings: DetectionSettings,
+    limits: ImageSettings,
+    seed: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """COCO's mAP and mAP50 on the test images, 0 … 1, and their number.
+
+    The encoder is copied, and left as it is. COCO's crowds and VOC's difficult boxes are not
+    trained on, and to find them is neither right nor wrong. The seed decides new layers, order,
+    flips and sampled regions; on a CPU two runs of one seed give the same figures.
+
+    Raises CurateError for an encoder that is no ResNet, annotations or images that cannot be used,
+    a loss that is not finite, and where pycocotools is missing.
+    """
+    _coco_tool("coco")  # before hours of training
+    network = resnet_of(encoder, "detection")
+    train = read_boxes(settings.train, f"{KEY}.train")
+    test = read_boxes(settings.test, f"{KEY}.test").told_by(train.classes, f"{KEY}.test")
+    for boxes, name in ((train, "train"), (test, "test")):
+        if not boxes.counted():
+            raise CurateError(
+                f"{KEY}.{name}.annotations: no box in any image that is not a crowd or difficult; "
+                "name annotations that have some"
+            )
+    for _ in _samples(test, settings, limits):  # what cannot be read is told before training
+        pass
+    with seeded(seed, device):
+        model = faster_rcnn(network, len(train.classes), settings.image_px, encoder.preprocessing)
+        model.to(device)
+        _train(model, train, settings, limits, seed, device)
+        found = _detect(model, test, settings, limits, device)
+    mean, at_half = average_precision(test, found)
+    return {"mAP": mean, "mAP50": at_half, "images": float(len(test.scenes))}
+
+
+def faster_rcnn(network: ResNet, classes: int, image_px: int, eye: Preprocessing) -> FasterRCNN:
+    """torchvision's detector on a timm ResNet, which becomes a part of it.
+
+    classes: without the background. Anchors go by the strides of the feature maps, so that an
+    encoder with a small stem, which sees four times as finely, has them four times as small.
+    """
+    strides = strides_of(network)
+    channels = [stage["num_chs"] for stage in network.feature_info if stage["module"] in STAGES]
+    pyramid = BackboneWithFPN(
+        network,
+        return_layers={name: str(level) for level, name in enumerate(STAGES)},
+        in_channels_list=channels,
+        out_channels=PYRAMID_CHANNELS,
+        norm_layer=nn.BatchNorm2d,
+    )
+    levels = [*strides, 2 * strides[-1]]  # the pyramid pools its last level once more
+    anchors = AnchorGenerator(tuple((ANCHOR_CELLS * s,) for s in levels), (ASPECTS,) * len(levels))
+    return FasterRCNN(
+        pyramid,
+        classes + 1,
+        min_size=[round(scale * image_px) for scale in SCALES],  # the last one when tested
+        max_size=round(LONGEST * image_px),
+        image_mean=list(eye.mean),
+        image_std=list(eye.std),
+        rpn_anchor_generator=anchors,
+        box_batch_size_per_image=REGIONS,
+    )
+
+
+def average_precision(truth: Boxes, found: list[Found]) -> tuple[float, float]:
+    """COCO's mAP over IoU 0.50, 0.55 … 0.95, and that at 0.50; found: one entry a scene.
+
+    By pycocotools: precision at 101 recalls, the 100 best boxes of an image, the mean over the
+    classes that have a box in `truth`.
+    """
+    ids = range(1, len(truth.scenes) + 1)
+    coco_truth = _coco_tool("coco").COCO()
+    boxes = [
+        _coco_box(image, scene.boxes[i], scene.labels[i]) | {"iscrowd": int(scene.ignored[i])}
+        for image, scene in zip(ids, truth.scenes, strict=True)
+        for i in range(len(scene.boxes))
+    ]
+    coco_truth.dataset = {
+        "images": [{"id": image} for image in ids],
+        "categories": [{"id": label} for label in range(len(truth.classes))],
+        # From 1: to the evaluation a match with number 0 is none
+        "annotations": [{"id": number, **box} for number, box in enumerate(boxes, 1)],
+    }
+    guesses = [
+        _coco_box(image, boxes.boxes[i], boxes.labels[i]) | {"score": float(boxes.scores[i])}
+        for image, boxes in zip(ids, found, strict=True)
+        for i in range(len(boxes.boxes))
+    ]
+    if not guesses:  # which pycocotools cannot take
+        return 0.0, 0.0
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
+        coco_truth.createIndex()
+        judge = _coco_tool("cocoeval").COCOeval(coco_truth, coco_truth.loadRes(guesses), "bbox")
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return float(judge.stats[0]), float(judge.stats[1])
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Share of the learning rate: linear warm-up over a tenth of the steps, 1000 at most, then a
+    tenth from 2/3 on and a hundredth from 8/9 on, as Detectron's 1× schedule has it."""
+    warmup = min(WARMUP_STEPS, steps // 10)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.1 ** ((step >= steps * 2 / 3) + (step >= steps * 8 / 9))
+
+
+def _train(
+    model: FasterRCNN,
+    train: Boxes,
+    settings: DetectionSettings,
+    limits: ImageSettings,
+    seed: int,
+    device: torch.device,
+) -> None:
+    def load(entry: tuple[int, int]) -> Sample:
+        epoch, row = entry
+        flip = np.random.default_rng([seed, FLIPS, epoch, row]).random() < 0.5
+        return _sample(train.scenes[row], settings.image_px, limits, flip=flip)
+
+    def loss_of(batch: list[Sample]) -> Tensor:
+        targets = [
+            {"boxes": sample.boxes.to(device), "labels": sample.labels.to(device)}
+            for sample in batch
+        ]
+        losses: dict[str, Tensor] = model([_on(device, sample) for sample in batch], targets)
+        return torch.stack(list(losses.values())).sum()
+
+    batches = shuffled(len(train.scenes), settings.batch_size, settings.epochs, seed)
+    steps = len(batches)
+    descend(model, loss_of, loaded(load, batches), lambda step: rate_at(step, steps), settings, KEY)
+
+
+@torch.inference_mode()
+def _detect(
+    model: FasterRCNN,
+    test: Boxes,
+    settings: DetectionSettings,
+    limits: ImageSettings,
+    device: torch.device,
+) -> list[Found]:
+    model.eval()
+    found = []
+    for batch in _samples(test, settings, limits):
+        for sample, told in zip(batch, model([_on(device, s) for s in batch]), strict=True):
+            found.append(
+                Found(
+                    told["boxes"].cpu().numpy().astype(np.float64) / sample.scale,
+                    told["labels"].cpu().numpy() - 1,
+                    told["scores"].cpu().numpy().astype(np.float64),
+                )
+            )
+    return found
+
+
+def _samples(
+    boxes: Boxes, settings: DetectionSettings, limits: ImageSettings
+) -> Iterator[list[Sample]]:
+    """Every image in order, in batches."""
+
+    def load(scene: Scene) -> Sample:
+        return _sample(scene, settings.image_px, limits)
+
+    size, scenes = settings.batch_size, boxes.scenes
+    return loaded(load, (scenes[start : start + size] for start in range(0, len(scenes), size)))
+
+
+def _sample(scene: Scene, px: int, limits: ImageSettings, *, flip: bool = False) -> Sample:
+    """The image at test size and the boxes to train on; torchvision's own resizing, without
+    antialiasing, then has little or nothing left to do."""
+    image = read_image(scene.image, limits, lambda w, h: min(fitted(w, h, px)))
+    if scene.size not in (None, image.size):
+        raise CurateError(
+            f"{scene.image}: {image.size[0]}×{image.size[1]} px upright, and its annotations say "
+            f"{scene.size[0]}×{scene.size[1]}; annotate it as it is shown"
+        )
+    width, height = fitted(*image.size, px)
+    pixels = image.rgb.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    scale = np.array([width, height] * 2) / np.array(image.size * 2)
+    boxes = np.clip(scene.boxes * scale, 0, [width, height] * 2)
+    kept = ~scene.ignored & ((boxes[:, 2:] - boxes[:, :2]) >= LEAST_PX).all(axis=1)
+    boxes = boxes[kept]
+    if flip:
+        pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+    return Sample(
+        torch.from_numpy(np.array(pixels)),
+        scale,
+        torch.from_numpy(boxes).float(),
+        torch.from_numpy(scene.labels[kept] + 1),
+    )
+
+
+def _on(device: torch.device, sample: Sample) -> Tensor:
+    """(3, H, W) of 0 … 1; the detector subtracts the mean itself."""
+    return sample.pixels.to(device).permute(2, 0, 1).float() / 255
+
+
+def _coco_box(image: int, box: NDArray[np.float64], label: np.int64) -> dict[str, object]:
+    left, top, right, bottom = (float(value) for value in box)
+    width, height = right - left, bottom - top
+    return {
+        "image_id": image,
+        "category_id": int(label),
+        "bbox": [left, top, width, height],
+        "area": width * height,
+    }
+
+
+def _coco_tool(name: str) -> ModuleType:
+    try:
+        from pycocotools import coco, cocoeval
+    except ImportError:
+        raise CurateError(
+            "evaluate.protocols: detection needs pycocotools; pip install 'curate[eval]'"
+        ) from None
+    return {"coco": coco, "cocoeval": cocoeval}[name]

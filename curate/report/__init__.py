@@ -1,0 +1,1 @@
+"""`curate report`: a finished run as a folder of pages that opens anywhere, without a server."""

@@ -1,0 +1,213 @@
+"""The files of a finished run, read as far as a report needs them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+from numpy.typing import NDArray
+
+from curate import config, resume, storage
+from curate.errors import CurateError, one_line
+from curate.report.content import Cell, Comparison, Figure
+from curate.settings import RunSettings
+
+NARROW = ["source", "label", "centroid", "round"]  # of every row of a manifest; the rest of few
+REJECTED_FILES = 64  # that are read, spread evenly over the plan
+READ_AGAIN = "run the same `curate run` again"
+
+
+@dataclass(frozen=True)
+class Run:
+    output: str
+    settings: RunSettings
+    versions: dict[str, str]
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A selection: four columns of every image, and whole rows on demand."""
+
+    uri: str
+    rows: pa.Table
+
+    def __len__(self) -> int:
+        return int(self.rows.num_rows)
+
+    def numbers(self, column: str) -> NDArray[np.int64]:
+        """centroid or round of each image; -1 where a selection has none."""
+        return np.asarray(pc.fill_null(self.rows[column], -1).to_numpy(), np.int64)
+
+    def labels(self) -> Counter[str | None]:
+        pairs = self.rows["label"].value_counts().to_pylist()
+        return Counter({pair["values"]: pair["counts"] for pair in pairs})
+
+    def whole(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+        """All columns of some images, in the order of `positions`; of the file, only the row
+        groups that they are in."""
+        wanted = np.unique(np.asarray(positions, np.int64))
+        found: list[dict[str, Any]] = []
+        with storage.open_seekable(self.uri) as file:
+            table = pq.ParquetFile(file)
+            first = 0
+            for group in range(table.num_row_groups):
+                rows = table.metadata.row_group(group).num_rows
+                low, high = np.searchsorted(wanted, [first, first + rows])
+                if low < high:
+                    inside = pa.array(wanted[low:high] - first)
+                    found += table.read_row_group(group).take(inside).to_pylist()
+                first += rows
+        return [found[place] for place in np.searchsorted(wanted, positions)]
+
+
+def open_run(output: str) -> Run:
+    """Raises CurateError where no run was finished."""
+    uri = storage.join(output, "summary.json")
+    summary = _json(uri)
+    if summary is None or "selected" not in summary:
+        what = "no summary.json" if summary is None else "it stopped before the selection"
+        raise CurateError(f"{output}: no finished run here ({what}); run `curate run` first")
+    written, _ = resume.settings_of(output)
+    config_uri = storage.join(output, "config.yaml")
+    settings = config.parse({**written, "output": output}, config_uri)
+    versions = yaml.safe_load(storage.read_bytes(config_uri)).get("versions") or {}
+    return Run(output, settings, {str(k): str(v) for k, v in versions.items()}, summary)
+
+
+def read_manifest(uri: str) -> Manifest:
+    try:
+        with storage.open_seekable(uri) as file:
+            return Manifest(uri, pq.read_table(file, columns=NARROW))
+    except FileNotFoundError:
+        raise CurateError(f"{uri}: no such manifest; {READ_AGAIN}") from None
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise CurateError(f"{uri}: damaged: {one_line(error, 100)}; {READ_AGAIN}") from error
+
+
+def read_rounds(output: str) -> list[tuple[int, float, int]]:
+    """(round, f(S_t), images so far)."""
+    uri = storage.join(output, "rounds.parquet")
+    try:
+        with storage.open_seekable(uri) as file:
+            table = pq.read_table(file, columns=["round", "objective", "total"])
+    except FileNotFoundError:
+        raise CurateError(f"{uri}: no such file; {READ_AGAIN}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise CurateError(f"{uri}: damaged: {one_line(error, 100)}; {READ_AGAIN}") from error
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+
+
+def units_of(output: str) -> pa.Table:
+    """unit, set and source of the whole plan."""
+    uri = storage.join(output, "plan.parquet")
+    try:
+        with storage.open_seekable(uri) as file:
+            return pq.read_table(file, columns=["unit", "set", "source"])
+    except FileNotFoundError:
+        raise CurateError(f"{uri}: no such file; {READ_AGAIN}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise CurateError(f"{uri}: damaged: {one_line(error, 100)}; {READ_AGAIN}") from error
+
+
+def read_rejected(output: str) -> list[dict[str, Any]]:
+    """Rejected images, of at most REJECTED_FILES files."""
+    folder = storage.join(output, "rejected")
+    names = sorted(name for name in storage.names_in(folder) if name.endswith(".parquet"))
+    every = np.linspace(0, len(names) - 1, min(len(names), REJECTED_FILES)).astype(int)
+    found: list[dict[str, Any]] = []
+    for name in (names[place] for place in every):
+        uri = storage.join(folder, name)
+        try:
+            with storage.open_seekable(uri) as file:
+                found += pq.read_table(file).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise CurateError(f"{uri}: damaged: {one_line(error, 100)}; {READ_AGAIN}") from error
+    return found
+
+
+def other_manifests(output: str) -> dict[str, str]:
+    """Name of an arm → its manifest, where a comparison selected over these embeddings."""
+    folder = storage.join(output, "selections")
+    names = sorted(name for name in storage.names_in(folder) if name.endswith(".parquet"))
+    return {name.removesuffix(".parquet"): storage.join(folder, name) for name in names}
+
+
+def read_evaluation(output: str) -> list[Figure]:
+    """evaluate/results.json; empty where nothing was evaluated."""
+    uri = storage.join(output, "evaluate", "results.json")
+    document = _json(uri)
+    try:
+        return [
+            Figure(
+                str(row["metric"]),
+                float(row["value"]),
+                float(row["std"]),
+                int(row["seeds"]),
+                int(row["n"]),
+                str(row.get("unit", "share")),
+            )
+            for row in (document or {"results": []})["results"]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _not_its_own(uri, "curate evaluate") from error
+
+
+def read_comparison(output: str) -> Comparison | None:
+    """comparison.json of the run's folder or of the one above."""
+    base = output.rstrip("/")
+    for folder in (base, base.rpartition("/")[0]):
+        uri = storage.join(folder, "comparison.json")
+        document = _json(uri) if folder else None
+        if document is None:
+            continue
+        try:
+            return Comparison(
+                [str(name) for name in document["arms"]],
+                [str(name) for name in document["targets"]],
+                [str(name) for name in document["metrics"]],
+                [_cell(cell) for cell in document["cells"]],
+                [dict(row) for row in document.get("selections", [])],
+                int(document["steps"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _not_its_own(uri, "curate compare") from error
+    return None
+
+
+def _cell(cell: dict[str, Any]) -> Cell:
+    return Cell(
+        arm=str(cell["arm"]),
+        target=str(cell["target"]),
+        metric=str(cell["metric"]),
+        mean=float(cell["mean"]),
+        std=None if cell["std"] is None else float(cell["std"]),
+        seeds=int(cell["seeds"]),
+        images=int(cell["images"]),
+        best=bool(cell["best"]),
+    )
+
+
+def _json(uri: str) -> dict[str, Any] | None:
+    """None where there is no such file."""
+    try:
+        document = json.loads(storage.read_bytes(uri))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise CurateError(f"{uri}: not readable as JSON: {one_line(error, 100)}") from error
+    if not isinstance(document, dict):
+        raise CurateError(f"{uri}: not readable: a JSON object is expected")
+    return document
+
+
+def _not_its_own(uri: str, command: str) -> CurateError:
+    return CurateError(f"{uri}: not what `{command}` writes; remove it, or run that again")

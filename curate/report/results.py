@@ -1,0 +1,169 @@
+"""Tables of figures that were measured: classes, evaluation, comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from curate.report import plots
+from curate.report.content import Cell, Classes, Comparison, Figure
+from curate.report.markup import Html, count, images, join, percent, short, tag
+from curate.report.shell import note, number, row, table
+
+
+def classes(shown: list[Classes], link: Callable[[str], str | None]) -> Html:
+    """Histograms beside each other. link: where the images of a label are, if they are shown."""
+    parts = [tag("div", _histogram(one, link if i == 0 else None)) for i, one in enumerate(shown)]
+    return join(
+        note(
+            "Labels were used for this count alone, never for the selection. “Against open set” "
+            "compares a class's share of the selection with its share of the open set."
+        ),
+        tag("div", parts, class_="two"),
+    )
+
+
+def _histogram(one: Classes, link: Callable[[str], str | None] | None) -> Html:
+    if not one.labelled:
+        return join(tag("h3", one.title), note(f"{images(one.images)}, none with a label."))
+    most = one.top[0][1]
+    rows = []
+    for label, n, of_open in one.top:
+        place = link(label) if link else None
+        name = tag("a", short(label, 60), href=place) if place else short(label, 60)
+        share = n / one.images
+        rows.append(
+            row(
+                join(name, plots.bar([("count", n / most)])),
+                number(count(n)),
+                number(percent(share)),
+                number(f"{share / of_open:.1f} ×" if of_open else "–"),
+            )
+        )
+    heads = [("Class", ""), ("Images", "n"), ("Share", "n"), ("Against open set", "n")]
+    classes_ = "class" if one.distinct == 1 else "classes"
+    caption = f"The {len(rows)} most frequent of {count(one.distinct)} {classes_}"
+    unlabelled = one.images - one.labelled
+    return join(
+        tag("h3", one.title),
+        table(caption, heads, rows, f"Classes of {one.title}"),
+        note(f"{images(unlabelled)} without a label.") if unlabelled else None,
+    )
+
+
+def evaluation(figures: list[Figure]) -> Html:
+    rows = [
+        row(
+            short(one.metric),
+            tag("td", _bar_of(one.value, one.std) if one.unit == "share" else None, class_="wide"),
+            number(_value(one)),
+            number(count(one.seeds)),
+            number(count(one.images)),
+        )
+        for one in figures
+    ]
+    heads = [
+        ("Metric", ""),
+        ("0 to 100 %", "wide"),
+        ("Value", "n"),
+        ("Seeds", "n"),
+        ("Images", "n"),
+    ]
+    return table(
+        "Of the encoder on labelled images, ± one standard deviation over seeds", heads, rows
+    )
+
+
+def _value(one: Figure) -> str:
+    if one.unit != "share":
+        spread = f" ± {one.std:.3f}" if one.seeds > 1 else ""
+        return f"{one.value:.3f}{spread} {one.unit}"
+    spread = f" ± {100 * one.std:.1f}" if one.seeds > 1 else ""
+    return f"{100 * one.value:.1f}{spread} %"
+
+
+def _bar_of(value: float, std: float, best: bool = False) -> Html:
+    return plots.interval(value - std, value, value + std, best)
+
+
+def comparison(one: Comparison) -> Html:
+    """A table for each metric: arms down, targets across."""
+    cells = {(cell.metric, cell.arm, cell.target): cell for cell in one.cells}
+    tables = []
+    for metric in one.metrics:
+        of_metric = [cell for cell in one.cells if cell.metric == metric]
+        scale = _scale(of_metric)
+        rows = [
+            row(arm, *[_cell(cells.get((metric, arm, target)), scale) for target in one.targets])
+            for arm in one.arms
+        ]
+        heads = [("Arm", ""), *((target, "wide") for target in one.targets)]
+        caption = (
+            f"Mean ± standard deviation over seeds; bars go from {100 * scale[0]:.0f} % to "
+            f"{100 * scale[1]:.0f} %, the best is bold"
+        )
+        tables.append(join(tag("h3", metric), table(caption, heads, rows, metric)))
+    return join(
+        note(
+            f"Every arm was trained for {count(one.steps)} steps, and differs in its images alone."
+        ),
+        tables,
+        _selections(one),
+    )
+
+
+def _scale(cells: list[Cell]) -> tuple[float, float]:
+    """Of the error bars of one metric: from below the least to above the greatest."""
+    low = min((cell.mean - (cell.std or 0) for cell in cells), default=0.0)
+    high = max((cell.mean + (cell.std or 0) for cell in cells), default=1.0)
+    pad = max((high - low) * 0.1, 0.005)
+    return max(0.0, low - pad), min(1.0, high + pad)
+
+
+def _cell(cell: Cell | None, scale: tuple[float, float]) -> Html:
+    if cell is None:
+        return tag("td", "–", class_="wide")
+    low, high = scale
+    std = cell.std or 0.0
+    values = (cell.mean - std, cell.mean, cell.mean + std)
+    a, m, b = ((value - low) / (high - low) for value in values)
+    spread = "" if cell.std is None else f" ± {100 * cell.std:.1f}"
+    words = f"{100 * cell.mean:.1f}{spread} %"
+    seeds = "1 seed" if cell.seeds == 1 else f"{cell.seeds} seeds"
+    return tag(
+        "td",
+        tag("strong", words) if cell.best else words,
+        plots.interval(a, m, b, cell.best),
+        tag("span", f"{seeds}, {images(cell.images)}", class_="note"),
+        class_="wide",
+    )
+
+
+def _selections(one: Comparison) -> Html | None:
+    """By the labels of the open set, where they are known."""
+    if not one.selections:
+        return None
+
+    def share(value: object) -> Html:
+        return number(percent(value) if isinstance(value, int | float) else "–")
+
+    rows = []
+    for chosen in one.selections:
+        selected, lift, seed = (chosen.get(name) for name in ("selected", "lift", "seed"))
+        rows.append(
+            row(
+                f"{chosen.get('arm', '')}{f', seed {seed}' if seed else ''}",
+                tag("td", str(chosen.get("target", ""))),
+                number(count(selected) if isinstance(selected, int) else "–"),
+                share(chosen.get("oracle_share")),
+                share(chosen.get("base_share")),
+                number(f"{lift:.2f} ×" if isinstance(lift, int | float) else "–"),
+            )
+        )
+    heads = [
+        *(("Arm", ""), ("Target", ""), ("Selected images", "n")),
+        *(("Of the target's classes", "n"), ("In the open set", "n"), ("Ratio", "n")),
+    ]
+    return join(
+        tag("h3", "What each arm selected"),
+        table("Share of images with a label of the target's classes", heads, rows),
+    )

@@ -1,0 +1,232 @@
+"""Finished runs of any size, written by the project's own writers, without an encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curate import config, manifest, plan, resume, selection, shards, storage
+from curate.plan import PlannedUnit
+from curate.shards import REJECT_SCHEMA
+from curate.sources import Unit
+from tests.datasets import picture
+
+EVIL = "<script>window.owned = 1</script>"
+EVIL_ATTRIBUTE = "\"><img src=x onerror='window.owned=1'>"
+WIDTH = 16
+
+
+def write_run(
+    root: Path,
+    *,
+    targets: int = 30,
+    opened: int = 300,
+    coreset: dict[str, Any] | None = None,
+    labels: list[str | None] | None = None,
+    key: str = "image-{}",
+    reason: str | None = None,
+    pictures: int = 40,
+    per_unit: int = 100,
+) -> Path:
+    """A run under `root`/run; returns its folder. Needs Ray, for the selection.
+
+    Every image is one of a few pictures in a file beside the run. reason: of three rejected images.
+    """
+    output = root / "run"
+    places = _write_pictures(root / "pictures.bin", pictures)
+    document = {
+        "target": {"kind": "webdataset", "path": str(root / "pictures.bin")},
+        "open": [
+            {"name": name, "kind": "webdataset", "path": str(root / "pictures.bin")}
+            for name in ("left", "right")
+        ],
+        "encoder": {"backbone": "resnet18", "image_px": 32},
+        "coreset": {"clusters": 5, "tau": 0.9, "budget": 60, **(coreset or {})},
+        "output": str(output),
+    }
+    settings = config.parse(document, "test")
+    rng = np.random.default_rng(0)
+    planned, counts = [], {"target": {}, "open": {}}
+    for set_name, source, images in (
+        ("target", "target", targets),
+        ("open", "left", opened - opened // 3),
+        ("open", "right", opened // 3),
+    ):
+        row = {"seen": 0, "embedded": 0, "rejected": 0, "selected": 0}
+        for start in range(0, images, per_unit):
+            unit = PlannedUnit(len(planned), set_name, source, Unit(str(root / "pictures.bin")))
+            n = min(per_unit, images - start)
+            table = _images(places, range(start, start + n), labels, key, source)
+            rejects = 3 if reason and set_name == "open" and start == 0 else 0
+            if rejects:
+                _write_rejects(unit, str(output), source, key, reason, rejects)
+            embedded = shards.table_of(table, _unit_rows(rng, n, source))
+            note = {"seen": n + rejects, "embedded": n}
+            shards.write_arrow(unit.embeddings_uri(str(output)), shards.with_note(embedded, **note))
+            row["seen"], row["embedded"] = row["seen"] + n + rejects, row["embedded"] + n
+            row["rejected"] += rejects
+            planned.append(unit)
+        counts[set_name][source] = row
+    plan.write(str(output / "plan.parquet"), planned)
+    config_document = {
+        "settings": settings.model_dump(mode="json"),
+        "versions": {"curate": "0.1.0"},
+        "fingerprint": {"of": "a test"},
+    }
+    storage.write_bytes(str(output / "config.yaml"), resume.to_yaml(config_document))
+    _select(settings, counts)
+    return output
+
+
+def _select(settings, counts) -> None:
+    output = settings.output
+    there = selection.open_run(output).embedded
+    centres = selection.centroids_of(there, settings.coreset)
+    if centres is not None:
+        selection.save_centroids(storage.join(output, "centroids.npy"), centres)
+    chosen = selection.choose(settings.coreset, there, centres)
+    table = selection.write_manifest(
+        storage.join(output, "coreset.parquet"), settings.coreset, there, chosen
+    )
+    manifest.write_rounds(storage.join(output, "rounds.parquet"), chosen.rounds)
+    for source, n in Counter(table["source"].to_pylist()).items():
+        counts["open"][source]["selected"] = n
+    summary = {
+        "sources": counts,
+        **selection.outcome(settings.coreset, chosen),
+        "seconds": {"embed": 1.5, "select": 0.5},
+    }
+    storage.write_json(storage.join(output, "summary.json"), summary)
+
+
+def _write_pictures(path: Path, pictures: int) -> list[tuple[str, int, int, str]]:
+    """uri, offset, size and sha256 of each."""
+    places, data = [], b""
+    for seed in range(pictures):
+        one = picture(seed)
+        places.append((str(path), len(data), len(one), hashlib.sha256(one).hexdigest()))
+        data += one
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return places
+
+
+def _images(places, numbers: range, labels, key: str, source: str) -> pa.Table:
+    which = [places[n % len(places)] for n in numbers]
+    label = [labels[n % len(labels)] if labels else None for n in numbers]
+    uri, offset, size, sha256 = zip(*which, strict=True)
+    return pa.table(
+        {
+            "key": [f"{source}/{key.format(n)}" for n in numbers],
+            "uri": uri,
+            "offset": offset,
+            "size": size,
+            "row": pa.nulls(len(which), pa.int64()),
+            "label": pa.array(label, pa.string()),
+            "width": pa.array([24] * len(which), pa.int32()),
+            "height": pa.array([24] * len(which), pa.int32()),
+            "sha256": sha256,
+        },
+        schema=shards.IMAGE_SCHEMA,
+    )
+
+
+def _unit_rows(rng: np.random.Generator, n: int, source: str) -> np.ndarray:
+    """Around a direction of the source's own, so that the sets are not one cloud."""
+    centre = np.zeros(WIDTH)
+    centre[{"target": 0, "left": 1, "right": 2}[source]] = 1.5
+    rows = rng.standard_normal((n, WIDTH)) * 0.5 + centre
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
+
+
+def _write_rejects(
+    unit: PlannedUnit, output: str, source: str, key: str, reason: str, rejects: int
+) -> None:
+    rows = [
+        {
+            "source": source,
+            "key": f"broken/{key.format(i)}",
+            "uri": f"https://user:secret@example.org/{i}.jpg?signature=secret",
+            "stage": "decode",
+            "reason": reason,
+        }
+        for i in range(rejects)
+    ]
+    shards.write_parquet(
+        unit.rejected_uri(output), pa.Table.from_pylist(rows, schema=REJECT_SCHEMA)
+    )
+
+
+def write_results(output: Path, planted: str = "") -> None:
+    """What an evaluation and a comparison leave; `planted` goes into every name."""
+    rows = [
+        {
+            "metric": f"linear probe, top1{planted}",
+            "value": 0.333,
+            "std": 0.005,
+            "seeds": 3,
+            "n": 450,
+            "seconds": 3.2,
+            "config": {},
+        },
+        {
+            "metric": f"selected classes{planted}",
+            "value": 3.25,
+            "std": 0.0,
+            "seeds": 1,
+            "n": 60,
+            "seconds": 0.1,
+            "config": {},
+            "unit": "bits",
+        },
+    ]
+    storage.write_json(
+        str(output / "evaluate" / "results.json"), {"encoder": "pretrain", "results": rows}
+    )
+    arms, targets = (
+        [f"{a}{planted}" for a in ("x", "random", "simcore")],
+        [f"pets{planted}", "cars"],
+    )
+    metrics = [f"linear probe, top1{planted}", "kNN, k = 20"]
+    cells = [
+        {
+            "arm": arm,
+            "target": target,
+            "metric": metric,
+            "mean": 0.3 + 0.04 * i + 0.02 * j,
+            "std": 0.012 if i else None,
+            "seeds": 3 if i else 1,
+            "images": 1800 + 1650 * (i > 0),
+            "best": i == 2,
+        }
+        for metric in metrics
+        for i, arm in enumerate(arms)
+        for j, target in enumerate(targets)
+    ]
+    chosen = [
+        {
+            "arm": arm,
+            "target": targets[0],
+            "seed": i,
+            "selected": 1650,
+            "oracle_share": 0.055 + 0.02 * i,
+            "base_share": 0.055,
+            "lift": 1 + 0.36 * i,
+        }
+        for i, arm in enumerate(arms[1:])
+    ]
+    document = {
+        "arms": arms,
+        "targets": targets,
+        "metrics": metrics,
+        "cells": cells,
+        "selections": chosen,
+        "steps": 3360,
+    }
+    storage.write_bytes(str(output / "comparison.json"), json.dumps(document).encode())
