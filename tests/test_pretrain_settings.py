@@ -85,7 +85,7 @@ def test_probe_needs_no_names() -> None:
     probe = pretrain(probe={"train": FOLDER, "test": {**FOLDER, "name": "val"}}).probe
     assert probe is not None and (probe.every, probe.k) == (10, 20)
     assert isinstance(probe.train, ImageFolderSettings)
-    assert (labelled.train.name, probe.test.name) == ("probe", "val")
+    assert (probe.train.name, probe.test.name) == ("labelled", "val")
 
 
 def test_target_encoder_takes_the_encoders_model() -> None:
