@@ -74,7 +74,7 @@ def embedded(
                 sources.append(unit.source)
     target, open_set = sets["target"], sets["open"]
     if settings.coreset.whiten is not None:
-        folder = storage.join(output, "whitened")
+        folder = storage.join(output, whiten.FOLDER)
         dims = settings.coreset.whiten
         target, open_set = whiten.whitened(target, open_set, dims, folder, fingerprint)
     return Embedded(target, open_set, sources, fingerprint)

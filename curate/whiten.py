@@ -21,6 +21,7 @@ from curate.errors import CurateError
 from curate.session import results
 from curate.shards import Shard
 
+FOLDER = "whitened"  # under a run's output
 SHARDS_AT_ONCE = 16  # that one task reads
 
 
@@ -53,11 +54,12 @@ def _groups(shard_list: list[Shard]) -> Iterator[list[Shard]]:
 
 
 def _moved(shard_list: list[Shard], folder: str) -> list[Shard]:
-    return [replace(shard, uri=_place(shard, folder)) for shard in shard_list]
+    return [replace(shard, uri=place_of(shard.uri, folder)) for shard in shard_list]
 
 
-def _place(shard: Shard, folder: str) -> str:
-    return storage.join(folder, shard.uri.rpartition("/")[2])  # units are numbered over both sets
+def place_of(uri: str, folder: str) -> str:
+    """Where a shard's whitened copy lies; units are numbered over both sets."""
+    return storage.join(folder, uri.rpartition("/")[2])
 
 
 @ray.remote
@@ -75,4 +77,4 @@ def _write(group: list[Shard], whitening: Whitening, folder: str) -> None:
         ]
         images: pa.Table = shards.read_columns(shard.uri)
         table = shards.table_of(images, np.concatenate(blocks))
-        shards.write_arrow(_place(shard, folder), table)
+        shards.write_arrow(place_of(shard.uri, folder), table)

@@ -13,6 +13,7 @@ from curate import config
 from curate.coreset.whitening import Moments, Whitening
 from curate.errors import CurateError
 from curate.recut import recut
+from curate.report.gather import gather
 from curate.run import run
 from tests import datasets
 from tests.oracles import brute_force_rounds
@@ -76,3 +77,15 @@ def test_more_dimensions_than_the_encoder_has(document) -> None:
     wider = {**document, "coreset": {**document["coreset"], "whiten": 513}}
     with pytest.raises(CurateError, match=r"coreset.whiten=513: embeddings have fewer: 513 of 512"):
         run(config.parse(wider, "test"))
+
+
+def test_the_report_is_of_what_was_selected_from(document, tmp_path: Path) -> None:
+    run(config.parse(document, "test"))
+    output = Path(document["output"])
+    report = gather(document["output"], str(tmp_path))
+    assert report.missing == {}
+    names = sorted(path.name for path in (output / "embeddings" / "target").glob("*.arrow"))
+    target = table_of(output / "whitened", names)
+    near = np.argmax(matrix(target).astype(np.float32) @ np.load(output / "centroids.npy").T, 0)
+    keys = target["key"].to_pylist()
+    assert [one.nearest[0].key for one in report.centroids] == [keys[row] for row in near]

@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from curate import recut, shards, storage
+from curate import recut, shards, storage, whiten
 from curate.errors import CurateError, one_line
 from curate.plan import PlannedUnit
 from curate.report import files, projection, sampling, thumbnails
@@ -96,7 +96,7 @@ def gather(output: str, folder: str) -> Report:
     """
     run = files.open_run(output)
     manifest = files.read_manifest(storage.join(output, "coreset.parquet"))
-    work = _Work(run, manifest, _parts(output))
+    work = _Work(run, manifest, _parts(run))
     summary, coreset = run.summary, run.settings.coreset
     curve = files.read_rounds(output)
 
@@ -155,11 +155,14 @@ def gather(output: str, folder: str) -> Report:
     )
 
 
-def _parts(output: str) -> dict[str, dict[int, str]]:
+def _parts(run: Run) -> dict[str, dict[int, str]]:
+    """The shards that were selected from: unit → URI, of each set."""
     parts: dict[str, dict[int, str]] = {"target": {}, "open": {}}
-    for row in files.units_of(output).to_pylist():
+    whitened = storage.join(run.output, whiten.FOLDER) if run.settings.coreset.whiten else None
+    for row in files.units_of(run.output).to_pylist():
         unit = PlannedUnit(row["unit"], row["set"], row["source"], Unit(""))
-        parts[row["set"]][row["unit"]] = unit.embeddings_uri(output)
+        uri = unit.embeddings_uri(run.output)
+        parts[row["set"]][row["unit"]] = whiten.place_of(uri, whitened) if whitened else uri
     return parts
 
 
