@@ -10,6 +10,7 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/python examples/make_demo_data.py runs/demo-data
 	DATA=runs/demo-data OUTPUT=runs/demo $(BIN)/curate run examples/demo.yaml --fresh
+	$(BIN)/curate report runs/demo
 
 test: .venv/installed lint
 	$(BIN)/python -m pytest

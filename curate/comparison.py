@@ -291,9 +291,9 @@ def _train_and_measure(cell: _Cell, at_once: int) -> Trained:
         images = 0
         _export_untrained(settings.encoder, cell.seed, cell.folder)
     else:
-        outcome = pretrain.pretrain(
-            settings, folder=cell.folder, images=cell.images, at_once=at_once
-        )
+        remedy = "remove that folder, or start all over with `curate compare … --fresh`"
+        place = pretrain.Place("pretrain", cell.folder, cell.images, remedy, at_once)
+        outcome = pretrain.pretrain(settings, place=place)
         images = outcome["images"]
     sets = storage.join(settings.output, "evaluate")
     found = evaluation.measure(settings, settings.evaluate, cell.folder, sets)

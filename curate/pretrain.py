@@ -51,30 +51,32 @@ Outcome = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a training has its files, and how its errors speak of it."""
+
+    section: str  # of the config
+    folder: str  # of checkpoints, metrics and the encoder
+    images: str  # folder of the training set's copy
+    remedy: str  # where another training is in the way
+    at_once: int = 1  # trainings of this kind that share the cluster's CPUs
+
+
+@dataclass(frozen=True)
 class _Placement:
     workers: int
     cpus: int  # of each
     gpu: bool
 
 
-def pretrain(
-    settings: RunSettings,
-    *,
-    fresh: bool = False,
-    folder: str | None = None,
-    images: str | None = None,
-    at_once: int = 1,
-) -> Outcome:
+def pretrain(settings: RunSettings, *, fresh: bool = False, place: Place | None = None) -> Outcome:
     """`curate pretrain`: train on what `pretrain.data` names. Returns what summary.json holds.
 
-    folder: of the encoder; `output`/pretrain where None. images: folder of the training set's copy,
-    inside that one where None. at_once: trainings of this kind that share the cluster's CPUs.
+    place: `output`/pretrain where None.
     Raises CurateError where the training cannot be what the settings ask for.
     """
     chosen = settings.pretrain or PretrainSettings()
-    folder = folder or storage.join(settings.output, "pretrain")
-    images = images or storage.join(folder, "data")
-    return _train(settings, chosen, chosen.data, folder, images, "pretrain", fresh, at_once)
+    place = place or _inside("pretrain", storage.join(settings.output, "pretrain"))
+    return _train(settings, chosen, chosen.data, place, fresh)
 
 
 def pretrain_on_target(settings: RunSettings, *, fresh: bool = False) -> str:
@@ -82,27 +84,31 @@ def pretrain_on_target(settings: RunSettings, *, fresh: bool = False) -> str:
     chosen = settings.encoder.pretrain_on_target
     assert chosen is not None
     folder = storage.join(settings.output, "target_encoder")
-    images = storage.join(folder, "data")
-    _train(settings, chosen, ["target"], folder, images, "encoder.pretrain_on_target", fresh)
+    place = _inside("encoder.pretrain_on_target", folder)
+    _train(settings, chosen, ["target"], place, fresh)
     return folder
+
+
+def _inside(section: str, folder: str) -> Place:
+    """Everything in one folder."""
+    remedy = "start this training over with `curate pretrain … --fresh`"
+    return Place(section, folder, storage.join(folder, "data"), remedy)
 
 
 def _train(
     settings: RunSettings,
     chosen: TrainingSettings,
     data: list[str],
-    folder: str,
-    images: str,
-    section: str,
+    place: Place,
     fresh: bool,
-    at_once: int = 1,
 ) -> Outcome:
-    placement = _placement(chosen, section, at_once)
+    section, folder = place.section, place.folder
+    placement = _placement(chosen, section, place.at_once)
     _check_early(settings, chosen, section)
     if fresh:
         storage.remove_tree(folder)
-    _refuse_other(folder, {"made_from": materialise.request(settings, data)})
-    index = materialise.training_images(settings, data, images)
+    _refuse_other(place, {"made_from": materialise.request(settings, data)})
+    index = materialise.training_images(settings, data, place.images)
     plan = training_plan.make(
         chosen,
         settings.encoder,
@@ -117,13 +123,13 @@ def _train(
         "training": plan.to_dict(),
         "normalisation": {"mean": settings.encoder.mean, "std": settings.encoder.std},
     }
-    _refuse_other(folder, mark)
+    _refuse_other(place, mark)
     config = storage.join(folder, "config.yaml")
     storage.write_bytes(config, resume.to_yaml({"fingerprint": _plain(mark)}))
     if storage.exists(storage.join(folder, "encoder.json")):
         log.info("%s: done before, at %s", section, folder)
     else:
-        job = _job(settings, chosen, plan, folder, images, section, placement)
+        job = _job(settings, chosen, plan, place, placement)
         log.info(
             "%s: %s on %s, %d images, %d epochs of %d steps of %d, on %d %s",
             *(section, plan.method, plan.backbone, plan.images, plan.epochs, plan.steps_per_epoch),
@@ -143,10 +149,10 @@ def _check_early(settings: RunSettings, chosen: TrainingSettings, section: str) 
         Trainer(plan, torch.device("meta"), section=section)
 
 
-def _refuse_other(folder: str, mark: dict[str, Any]) -> None:
+def _refuse_other(place: Place, mark: dict[str, Any]) -> None:
     """Raises CurateError where config.yaml says that something else is trained here; a `mark` of
     some keys is compared in these alone, before work is spent on the others."""
-    uri = storage.join(folder, "config.yaml")
+    uri = storage.join(place.folder, "config.yaml")
     if not storage.exists(uri):
         return
     try:
@@ -154,8 +160,8 @@ def _refuse_other(folder: str, mark: dict[str, Any]) -> None:
         there = {name: earlier[name] for name in mark}
     except (yaml.YAMLError, KeyError, TypeError):
         raise CurateError(f"{uri}: not a training's config; set another output") from None
-    remedy = "start this training over with `curate pretrain … --fresh`"
-    resume.refuse_other(folder, resume.to_yaml({"fingerprint": there}), _plain(mark), remedy)
+    config = resume.to_yaml({"fingerprint": there})
+    resume.refuse_other(place.folder, config, _plain(mark), place.remedy)
 
 
 def _plain(value: Any) -> Any:
@@ -167,24 +173,22 @@ def _job(
     settings: RunSettings,
     chosen: TrainingSettings,
     plan: TrainingPlan,
-    folder: str,
-    images: str,
-    section: str,
+    place: Place,
     placement: _Placement,
 ) -> Job:
     loaders = chosen.loader_workers
     if loaders is None:
         loaders = min(LOADERS, placement.cpus - 1) if placement.gpu else 0
     return Job(
-        section=section,
+        section=place.section,
         plan=plan,
-        folder=folder,
-        data=images,
+        folder=place.folder,
+        data=place.images,
         limits=settings.images,
         mean=settings.encoder.mean,
         std=settings.encoder.std,
         crop_fraction=settings.encoder.crop_fraction,
-        probe=_probe(settings, chosen.probe, folder) if chosen.probe else None,
+        probe=_probe(settings, chosen.probe, place.folder) if chosen.probe else None,
         threads=1 if placement.gpu else max(1, placement.cpus - loaders),
         loader_workers=loaders,
         checkpoint_every=chosen.checkpoint_every,

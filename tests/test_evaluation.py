@@ -25,6 +25,7 @@ from curate.evaluation import evaluate, measure, selection_quality
 from curate.run import run
 from curate.settings import EncoderSettings, RunSettings
 from tests.datasets import picture, write_merged
+from tests.evaluate import scenes
 
 CLASSES = ("blue", "green", "red")
 
@@ -371,3 +372,33 @@ def test_selections_that_cannot_be_judged(curated, tmp_path) -> None:
     run(config.parse(bare, "test"))
     with pytest.raises(CurateError, match="no image of the open set has a label"):
         evaluate(selection_of(bare, "a"))
+
+
+@pytest.mark.slow
+def test_detection_and_segmentation_by_the_command(document, tmp_path, capsys, ray_session) -> None:
+    train = scenes.write(tmp_path / "train", 6, 0)
+    test = scenes.write(tmp_path / "test", 3, 100)
+
+    def told(annotations: str, batch_size: int) -> dict[str, Any]:
+        own = {
+            name: {"images": str(root / "images"), "annotations": str(root / annotations)}
+            for name, root in (("train", train), ("test", test))
+        }
+        return {**own, "image_px": 64, "epochs": 1, "batch_size": batch_size}
+
+    evaluated = {
+        "encoder": document["evaluate"]["encoder"],
+        "protocols": ["detection", "segmentation"],
+        "detection": told("boxes.json", 3),
+        "segmentation": told("masks", 3),
+        "seeds": 1,
+    }
+    changes = {"evaluate": evaluated, "output": str(tmp_path / "run")}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**document, **changes}))
+    assert main(["evaluate", str(tmp_path / "config.yaml")]) == 0
+    table = capsys.readouterr().out
+    found = json.loads((tmp_path / "run" / "evaluate" / "results.json").read_text())["results"]
+    metrics = {row["metric"]: row for row in found}
+    assert {"detection, mAP", "detection, mAP50", "segmentation, mean IoU"} <= metrics.keys()
+    for name, row in metrics.items():
+        assert 0 <= row["value"] <= 1 and row["n"] == 3 and name in table
