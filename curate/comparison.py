@@ -260,7 +260,7 @@ def _run_cells(cells: list[_Cell], done: list[Trained], at_once: int) -> Iterato
                 log.info(
                     "%s: %s; %d of %d done, about %.0f min left",
                     cell.title,
-                    ", ".join(f"{name} {value:.1%}" for name, value in trained.values.items()),
+                    ", ".join(_headlines(trained)),
                     len(known) + finished,
                     len(cells),
                     left / 60,
@@ -269,6 +269,13 @@ def _run_cells(cells: list[_Cell], done: list[Trained], at_once: int) -> Iterato
         finally:
             for task in running:
                 ray.cancel(task, recursive=True)
+
+
+def _headlines(trained: Trained) -> Iterator[str]:
+    """The figures that a line has room for; all are in the tables."""
+    for name, value in trained.values.items():
+        if not name.endswith("mean per class"):
+            yield f"{name} {value:.1%}"
 
 
 def _copy_images(cell: _Cell) -> None:

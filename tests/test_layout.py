@@ -116,7 +116,8 @@ def test_cluster_yaml_is_what_the_launcher_takes() -> None:
 def test_examples_are_valid(path: Path, monkeypatch) -> None:
     monkeypatch.setenv("DATA", "/data")
     monkeypatch.setenv("OUTPUT", "/output")
-    load = config.load_comparison if path.name == "compare.yaml" else config.load
+    monkeypatch.setenv("LISTS", "/lists")
+    load = config.load_comparison if path.name.startswith("compare") else config.load
     assert load(str(path)).open
 
 
