@@ -78,11 +78,11 @@ def compare(settings: ComparisonSettings, *, fresh: bool = False) -> dict[str, A
     done = _finished(cells)
     if done:
         log.info("%d of %d trainings were done before", len(done), len(cells))
-    _write(settings, done, selections)
+    document = _write(settings, done, selections)
     for trained in _run_cells(cells, done, _at_once(settings)):
         done.append(trained)
-        _write(settings, done, selections)
-    return _write(settings, done, selections)
+        document = _write(settings, done, selections)
+    return document
 
 
 def _run_settings(settings: ComparisonSettings, name: str) -> RunSettings:
@@ -158,7 +158,7 @@ def _select(
             selected = _choose(uri, coreset, there)
             row = {"arm": arm.title, "target": name, "seed": seed, "selected": selected}
             if labels:
-                found = selection_quality(run_settings.output, uri, set(labels))
+                found = selection_quality(run_settings.output, uri, set(labels), there)
                 row |= _measures(found)
             rows.append(row)
     return rows

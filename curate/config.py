@@ -57,8 +57,6 @@ def read(path: str, overrides: list[str] | None = None) -> dict[str, Any]:
 
 def parse(document: dict[str, Any], origin: str) -> RunSettings:
     """Validate a document already read; `origin` is named in errors."""
-    if isinstance(document.get("target"), dict):
-        document = {**document, "target": {"name": "target", **document["target"]}}
     return _validated(RunSettings, document, origin)
 
 

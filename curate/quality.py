@@ -23,7 +23,7 @@ from curate import shards, storage
 from curate.errors import CurateError, one_line
 from curate.evaluate.selection import Quality, quality
 from curate.evaluate.selection_shards import Place, Wanted, survey
-from curate.selection import open_run
+from curate.selection import Embedded, open_run
 from curate.session import results
 from curate.shards import Shard
 
@@ -31,15 +31,18 @@ SHARDS_AT_ONCE = 16  # that one task opens
 SEED = 0  # of the random sample that the selection is compared with
 
 
-def selection_quality(output: str, manifest_uri: str, oracle: set[str]) -> Quality:
+def selection_quality(
+    output: str, manifest_uri: str, oracle: set[str], there: Embedded | None = None
+) -> Quality:
     """The manifest's images among the open set that was embedded under `output`.
 
     oracle: labels of the open set that a perfect selection would take.
+    there: what the run embedded, of a caller that has it open.
     Raises CurateError where either is not there, for an open set without labels, and for a manifest
     of other images.
     """
     rows = _manifest(manifest_uri)
-    there = open_run(output).embedded
+    there = there or open_run(output).embedded
     total = there.open_images
     # A baseline's images have no round
     rounds = np.array([row["round"] or 0 for row in rows], np.int64)

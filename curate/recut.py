@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import selection, shards, storage
+from curate import selection, storage
 from curate.coreset.rounds import Selection, StoppedBecause
 from curate.errors import CurateError
 from curate.selection import EarlierRun
@@ -89,5 +89,4 @@ def _centroids(earlier: EarlierRun) -> NDArray[np.float32]:
         raise CurateError(
             f"coreset.method={coreset.method}: has no threshold; recut a run of method simcore"
         )
-    uri = storage.join(earlier.settings.output, "centroids.npy")
-    return np.asarray(shards.read_npy(uri, "centroids are a float matrix (K, D)"), np.float32)
+    return selection.read_centroids(earlier.settings.output)

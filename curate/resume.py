@@ -11,12 +11,13 @@ import json
 import logging
 import platform
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 import yaml
 
-from curate import __version__, encoders, plan, storage
+from curate import __version__, config, encoders, plan, storage
 from curate.errors import CurateError
 from curate.plan import PlannedUnit
 from curate.settings import RunSettings
@@ -94,21 +95,32 @@ def plan_of(settings: RunSettings, mark: Fingerprint) -> list[PlannedUnit]:
     return units
 
 
-def settings_of(output: str) -> tuple[dict[str, Any], Fingerprint]:
-    """The settings of the run under `output`, as they were written, and its fingerprint.
+@dataclass(frozen=True)
+class Written:
+    """What config.yaml says of the run beside it."""
+
+    settings: RunSettings
+    fingerprint: Fingerprint
+    versions: dict[str, str]
+
+
+def written(output: str) -> Written:
+    """Of the run under `output`, which may have been moved, or be seen from another machine, since.
 
     Raises CurateError where there is none.
     """
     uri = storage.join(output, "config.yaml")
     try:
         document = yaml.safe_load(storage.read_bytes(uri))
-        return dict(document["settings"]), dict(document["fingerprint"])
+        settings, mark = dict(document["settings"]), dict(document["fingerprint"])
+        versions = {str(name): str(one) for name, one in (document.get("versions") or {}).items()}
     except FileNotFoundError:
         raise CurateError(
             f"{output}: no run here (no config.yaml); `curate run` makes one"
         ) from None
     except (yaml.YAMLError, KeyError, TypeError, ValueError):
         raise CurateError(f"{uri}: not a run's config; name the output of a run") from None
+    return Written(config.parse({**settings, "output": output}, uri), mark, versions)
 
 
 def remove_earlier(output: str, *, but: str | None = None) -> None:

@@ -17,7 +17,6 @@ from curate import (
     __version__,
     accounting,
     centroids,
-    config,
     embed,
     manifest,
     plan,
@@ -91,13 +90,12 @@ class EarlierRun:
 
 def open_run(output: str) -> EarlierRun:
     """Raises CurateError where there is no run whose embedding is done."""
-    written, mark = resume.settings_of(output)
-    # The run may have been moved, or be seen from another machine, since its config was written
-    settings = config.parse({**written, "output": output}, storage.join(output, "config.yaml"))
+    written = resume.written(output)
+    settings = written.settings
     units = plan.read(storage.join(output, "plan.parquet"))
     found = embed.count(settings, units)
     counts = accounting.by_source(units, found, output)
-    there = embedded(settings, units, found, resume.digest(mark))
+    there = embedded(settings, units, found, resume.digest(written.fingerprint))
     return EarlierRun(settings, there, counts)
 
 
@@ -116,6 +114,12 @@ def save_centroids(uri: str, centres: NDArray[np.float32]) -> None:
     file = pa.BufferOutputStream()
     np.save(file, centres)
     storage.write_bytes(uri, file.getvalue())
+
+
+def read_centroids(output: str) -> NDArray[np.float32]:
+    """Those that the run under `output` selected by."""
+    uri = storage.join(output, "centroids.npy")
+    return np.asarray(shards.read_npy(uri, "centroids are a float matrix (K, D)"), np.float32)
 
 
 def budget_of(coreset: CoresetSettings, there: Embedded) -> int | None:

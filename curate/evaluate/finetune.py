@@ -10,21 +10,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from curate import encoders
-from curate.evaluate.bench import Bench, device_here, matched
-from curate.evaluate.features import features_of
-from curate.evaluate.linear import Accuracy, accuracy
-from curate.evaluate.supervised import (
-    batches,
-    descend,
-    new_head,
-    predicted_by,
-    sgd,
-    steps_an_epoch,
-)
+from curate.evaluate.bench import Bench
+from curate.evaluate.linear import Accuracy
+from curate.evaluate.supervised import train_and_test
 from curate.settings import FinetuneSettings
 
 
@@ -49,43 +39,12 @@ def finetune(
 
     Raises CurateError for an encoder that cannot be had, or labels that do not fit.
     """
-    train, test = bench.open_sets()
-    labels = matched(train, test)
-    rows = stratified(labels.train, fraction, seed)
-    asked = np.flatnonzero(labels.test >= 0)
-    encoder = encoders.build(bench.encoder)
-    device = device_here()
-    bf16 = device.type == "cuda"
-    module = encoder.module.train().to(device).to(memory_format=torch.channels_last)
-    head = new_head(encoder.feature_dim, len(labels.classes), seed).to(device)
-    optimizer = sgd(
-        [(module, told.learning_rate), (head, told.head_learning_rate)], told.weight_decay
-    )
-    steps = told.epochs * steps_an_epoch(labels.train_images, told.batch_size)
-    crops = batches(
-        train,
-        labels.train,
-        rows,
-        encoder.preprocessing,
-        bench.limits,
-        seed=seed,
-        steps=steps,
-        batch_size=told.batch_size,
-        device=device,
-        decoders=bench.decoders,
-    )
+    rates = {"encoder": told.learning_rate, "head": told.head_learning_rate}
 
-    def logits(pixels: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            features: torch.Tensor = module(pixels)
-        found: torch.Tensor = head(features.float())
-        return found
+    def drawn(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        return stratified(labels, fraction, seed)
 
-    descend(logits, crops, optimizer, rate, steps, told, "evaluate.finetune")
-    seen = features_of(
-        module, encoder.preprocessing, bench.limits, test, asked, device, bf16, unit=False
-    )
-    return accuracy(predicted_by(head, seen), labels.test[asked]), len(rows)
+    return train_and_test(bench, told, seed, drawn, rates, rate, "evaluate.finetune")
 
 
 def rate(progress: float) -> float:

@@ -10,9 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from curate import encoders
 from curate.augment import Augment
 from curate.encoders import Preprocessing
 from curate.errors import CurateError
+from curate.evaluate.bench import Bench, device_here, matched
+from curate.evaluate.features import features_of
+from curate.evaluate.linear import Accuracy, accuracy
 from curate.loader import CropDataset, loader
 from curate.recipes import View
 from curate.settings import FinetuneSettings, ImageSettings, SgdSettings
@@ -22,6 +26,63 @@ from curate.views import shapes
 # SimCore's authors', train_sup.py: a crop of 20 to 100 % of the area, flipped half the time
 CROP = View(1, scale=(0.2, 1.0), jitter_p=0, grey_p=0)
 ORDER = 2  # a stream of random numbers beside the loader's
+
+
+def train_and_test(
+    bench: Bench,
+    told: SgdSettings | FinetuneSettings,
+    seed: int,
+    choose: Callable[[NDArray[np.int64]], NDArray[np.int64]],
+    rates: dict[str, float],
+    rate: Callable[[float], float],
+    key: str,
+) -> tuple[Accuracy, int]:
+    """Accuracy on centre crops, and how many images were trained on.
+
+    choose: labels (N,), -1 for none, to the rows that are trained on; rates: at the start, of the
+    `head`, and of the `encoder`, which is frozen where it has none; rate and key: see `descend`.
+    Steps are those of epochs over all labelled images, however few are chosen.
+    """
+    train, test = bench.open_sets()
+    labels = matched(train, test)
+    rows, asked = choose(labels.train), np.flatnonzero(labels.test >= 0)
+    encoder = encoders.build(bench.encoder)
+    device = device_here()
+    bf16 = device.type == "cuda"
+    frozen = "encoder" not in rates
+    module = encoder.module.train(not frozen).requires_grad_(not frozen).to(device)
+    module = module.to(memory_format=torch.channels_last)
+    head = new_head(encoder.feature_dim, len(labels.classes), seed).to(device)
+    parts: dict[str, nn.Module] = {"encoder": module, "head": head}
+    optimizer = sgd([(parts[name], value) for name, value in rates.items()], told.weight_decay)
+    steps = told.epochs * steps_an_epoch(labels.train_images, told.batch_size)
+    crops = batches(
+        train,
+        labels.train,
+        rows,
+        encoder.preprocessing,
+        bench.limits,
+        seed=seed,
+        steps=steps,
+        batch_size=told.batch_size,
+        device=device,
+        decoders=bench.decoders,
+    )
+
+    def logits(pixels: Tensor) -> Tensor:
+        with (
+            torch.set_grad_enabled(not frozen),
+            torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+        ):
+            features: Tensor = module(pixels)
+        found: Tensor = head(features.float())
+        return found
+
+    descend(logits, crops, optimizer, rate, steps, told, key)
+    seen = features_of(
+        module, encoder.preprocessing, bench.limits, test, asked, device, bf16, unit=False
+    )
+    return accuracy(predicted_by(head, seen), labels.test[asked]), len(rows)
 
 
 def steps_an_epoch(images: int, batch_size: int) -> int:

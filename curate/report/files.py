@@ -12,10 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 from numpy.typing import NDArray
 
-from curate import config, resume, storage
+from curate import resume, storage
 from curate.errors import CurateError, one_line
 from curate.report.content import Cell, Comparison, Figure
 from curate.settings import RunSettings
@@ -76,11 +75,8 @@ def open_run(output: str) -> Run:
     if summary is None or "selected" not in summary:
         what = "no summary.json" if summary is None else "it stopped before the selection"
         raise CurateError(f"{output}: no finished run here ({what}); run `curate run` first")
-    written, _ = resume.settings_of(output)
-    config_uri = storage.join(output, "config.yaml")
-    settings = config.parse({**written, "output": output}, config_uri)
-    versions = yaml.safe_load(storage.read_bytes(config_uri)).get("versions") or {}
-    return Run(output, settings, {str(k): str(v) for k, v in versions.items()}, summary)
+    written = resume.written(output)
+    return Run(output, written.settings, written.versions, summary)
 
 
 def read_manifest(uri: str) -> Manifest:

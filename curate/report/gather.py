@@ -14,7 +14,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from curate import recut, shards, storage, whiten
+from curate import recut, selection, storage, whiten
 from curate.errors import CurateError, one_line
 from curate.plan import PlannedUnit
 from curate.report import files, projection, sampling, thumbnails
@@ -103,7 +103,7 @@ def gather(output: str, folder: str) -> Report:
     # First all that wants thumbnails, then those at once, then the tiles
     log.info("report: images to show")
     gallery = work.want("open", manifest.whole(_spread(len(manifest), GALLERY)))
-    centres = _centroids(run) if coreset.method == "simcore" else None
+    centres = selection.read_centroids(output) if coreset.method == "simcore" else None
     shown = _spread(len(centres), CENTROIDS) if centres is not None else []
     picks = {number: work.want("open", rows) for number, rows in _picks(manifest, shown).items()}
     nearest: list[list[thumbnails.Row]] = []
@@ -169,11 +169,6 @@ def _parts(run: Run) -> dict[str, dict[int, str]]:
 def _spread(total: int, wanted: int) -> list[int]:
     """At most `wanted` of `total` places, evenly spread, the first and the last among them."""
     return np.unique(np.linspace(0, total - 1, min(total, wanted)).astype(int)).tolist()
-
-
-def _centroids(run: Run) -> NDArray[np.float32]:
-    uri = storage.join(run.output, "centroids.npy")
-    return np.asarray(shards.read_npy(uri, "centroids are a float matrix (K, D)"), np.float32)
 
 
 def _picks(manifest: Manifest, shown: list[int]) -> dict[int, list[thumbnails.Row]]:

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from curate.settings.base import Budget, Settings, SourceName
 from curate.settings.evaluation import EvaluateSettings
 from curate.settings.run import CommonSettings
-from curate.settings.sources import Source
+from curate.settings.sources import TargetSource
 
 ArmKind = Literal[
     "x", "os", "x+os", "random", "simcore-k1", "simcore", "simcore-stop", "oracle", "untrained"
@@ -18,12 +18,6 @@ ArmKind = Literal[
 
 def _arm(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
-
-
-def _target_named(value: Any) -> Any:
-    if isinstance(value, dict) and isinstance(value.get("target"), dict):
-        return {**value, "target": {"name": "target", **value["target"]}}
-    return value
 
 
 class ArmSettings(Settings):
@@ -44,7 +38,7 @@ class ArmSettings(Settings):
 class TargetSettings(Settings):
     """A target set, and how what was trained for it is measured."""
 
-    target: Source
+    target: TargetSource
     evaluate: EvaluateSettings  # its `oracle` is arm oracle's too
 
     @model_validator(mode="after")
@@ -62,9 +56,7 @@ class TargetSettings(Settings):
 class ComparisonSettings(CommonSettings):
     """A comparison of arms. `pretrain` says how every arm is trained, its data apart."""
 
-    targets: dict[SourceName, Annotated[TargetSettings, BeforeValidator(_target_named)]] = Field(
-        min_length=1
-    )
+    targets: dict[SourceName, TargetSettings] = Field(min_length=1)
     arms: list[Annotated[ArmSettings, BeforeValidator(_arm)]] = Field(min_length=1)
     steps: int = Field(ge=1)  # of every arm's training
     p: Budget = 0.05  # of the open set: what an arm of a fixed size selects

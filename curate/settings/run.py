@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from curate.settings.base import AbsolutePath, Settings
 from curate.settings.evaluation import EvaluateSettings
 from curate.settings.selection import CoresetSettings, EmbedSettings, EncoderSettings
-from curate.settings.sources import ImageSettings, Source
+from curate.settings.sources import ImageSettings, Source, TargetSource
 from curate.settings.training import PretrainSettings
 
 
@@ -34,5 +34,5 @@ class CommonSettings(Settings):
 class RunSettings(CommonSettings):
     """One curation run."""
 
-    target: Source
+    target: TargetSource
     evaluate: EvaluateSettings | None = None

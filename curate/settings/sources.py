@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -67,8 +67,12 @@ class ImageSettings(Settings):
     max_rejected_fraction: float = Field(0.1, ge=0, le=1)
 
 
-def _named(value: Any) -> Any:
-    return {"name": "labelled", **value} if isinstance(value, dict) else value
+def _named(name: str) -> BeforeValidator:
+    """For a source that needs no name of its own."""
+    return BeforeValidator(
+        lambda value: {"name": name, **value} if isinstance(value, dict) else value
+    )
 
 
-LabelledSource = Annotated[Source, BeforeValidator(_named)]  # needs no name of its own
+TargetSource = Annotated[Source, _named("target")]
+LabelledSource = Annotated[Source, _named("labelled")]

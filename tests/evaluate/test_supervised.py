@@ -13,8 +13,6 @@ import torch
 
 from curate import encoders
 from curate.errors import CurateError
-from curate.evaluate import finetune as finetuning
-from curate.evaluate import sgd as probing
 from curate.evaluate import supervised
 from curate.evaluate.bench import labels_of, matched
 from curate.evaluate.features import features_of
@@ -141,7 +139,7 @@ def test_the_probe_is_softmax_regression_on_the_crops(small, monkeypatch) -> Non
     told = SgdSettings(epochs=5, batch_size=8, learning_rate=0.3, weight_decay=0.01)
     heads = []
     monkeypatch.setattr(
-        probing, "predicted_by", lambda head, x: heads.append((head, x)) or predicted_by(head, x)
+        supervised, "predicted_by", lambda head, x: heads.append((head, x)) or predicted_by(head, x)
     )
     found = sgd_probe(small, told, seed=1)
     [(head, seen)] = heads
@@ -211,9 +209,9 @@ def test_features_as_they_come_or_of_length_one(small) -> None:
 def test_fine_tuning_learns_and_moves_the_encoder(small, monkeypatch) -> None:
     told = FinetuneSettings(epochs=12, batch_size=8, learning_rate=0.02)
     seen, steps = [], []
-    features, rates = finetuning.features_of, supervised.set_rates
+    features, rates = supervised.features_of, supervised.set_rates
     monkeypatch.setattr(
-        finetuning, "features_of", lambda *a, **k: seen.append(a[0]) or features(*a, **k)
+        supervised, "features_of", lambda *a, **k: seen.append(a[0]) or features(*a, **k)
     )
     monkeypatch.setattr(supervised, "set_rates", lambda o, f: steps.append(f) or rates(o, f))
     found, images = finetune(small, told, 1.0, seed=0)
@@ -226,9 +224,9 @@ def test_fine_tuning_learns_and_moves_the_encoder(small, monkeypatch) -> None:
 
     steps.clear()
     asked = []
-    drawn = finetuning.batches
+    drawn = supervised.batches
     monkeypatch.setattr(
-        finetuning, "batches", lambda *a, **k: asked.append((a, k)) or drawn(*a, **k)
+        supervised, "batches", lambda *a, **k: asked.append((a, k)) or drawn(*a, **k)
     )
     _, images = finetune(small, told.model_copy(update={"epochs": 1}), 0.2, seed=0)
     assert images == 6 and len(steps) == 4, "as many steps as the whole set takes"
