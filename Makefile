@@ -13,7 +13,7 @@ demo: .venv/installed
 	$(BIN)/curate report runs/demo
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=20
 
 test-fast: .venv/installed
 	$(BIN)/python -m pytest -m "not slow"

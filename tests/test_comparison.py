@@ -120,8 +120,16 @@ def test_interrupted_and_gone_on_with_it_gives_the_same_table(
     # A third call trains nothing
     results = sorted(cut.glob("tints/arms/*/seed-*/result.json"))
     before = [path.stat().st_mtime_ns for path in results]
-    comparison.compare(config.load_comparison(str(path)))
+    # and selects nothing but what is not there
+    lost, *manifests = sorted(cut.glob("tints/selections/*.parquet"))
+    rows = pq.read_table(lost)
+    lost.unlink()
+    selected = [path.stat().st_mtime_ns for path in manifests]
+    third = comparison.compare(config.load_comparison(str(path)))
     assert [path.stat().st_mtime_ns for path in results] == before and len(before) == 5
+    assert [path.stat().st_mtime_ns for path in manifests] == selected and len(selected) == 2
+    assert pq.read_table(lost) == rows
+    assert third["selections"] == whole["selections"]
 
     # Another k is measured on the encoders that are there: no training is repeated
     encoders = sorted(cut.glob("tints/arms/*/seed-*/encoder.safetensors"))
@@ -134,6 +142,10 @@ def test_interrupted_and_gone_on_with_it_gives_the_same_table(
 
     with pytest.raises(CurateError, match=r"training.steps was 5, is 6"):
         comparison.compare(settings_of(document, tmp_path, output=str(cut), steps=6))
+    # Another p is another selection, and those trainings are not its own
+    with pytest.raises(CurateError, match="start all over with"):
+        comparison.compare(settings_of(document, tmp_path, output=str(cut), p=12))
+    assert {pq.read_metadata(path).num_rows for path in [lost, *manifests]} == {12}
 
 
 def test_arms_select_what_they_say(document, tmp_path: Path) -> None:

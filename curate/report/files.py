@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -80,38 +79,18 @@ def open_run(output: str) -> Run:
 
 
 def read_manifest(uri: str) -> Manifest:
-    try:
-        with storage.open_seekable(uri) as file:
-            return Manifest(uri, pq.read_table(file, columns=NARROW))
-    except FileNotFoundError:
-        raise CurateError(f"{uri}: no such manifest; {READ_AGAIN}") from None
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise CurateError(f"{uri}: damaged: {one_line(error, 100)}; {READ_AGAIN}") from error
+    return Manifest(uri, _table(uri, NARROW))
 
 
 def read_rounds(output: str) -> list[tuple[int, float, int]]:
     """(round, f(S_t), images so far)."""
-    uri = storage.join(output, "rounds.parquet")
-    try:
-        with storage.open_seekable(uri) as file:
-            table = pq.read_table(file, columns=["round", "objective", "total"])
-    except FileNotFoundError:
-        raise CurateError(f"{uri}: no such file; {READ_AGAIN}") from None
-    except (pa.ArrowException, OSError) as error:
-        raise CurateError(f"{uri}: damaged: {one_line(error, 100)}; {READ_AGAIN}") from error
+    table = _table(storage.join(output, "rounds.parquet"), ["round", "objective", "total"])
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
 def units_of(output: str) -> pa.Table:
     """unit, set and source of the whole plan."""
-    uri = storage.join(output, "plan.parquet")
-    try:
-        with storage.open_seekable(uri) as file:
-            return pq.read_table(file, columns=["unit", "set", "source"])
-    except FileNotFoundError:
-        raise CurateError(f"{uri}: no such file; {READ_AGAIN}") from None
-    except (pa.ArrowException, OSError) as error:
-        raise CurateError(f"{uri}: damaged: {one_line(error, 100)}; {READ_AGAIN}") from error
+    return _table(storage.join(output, "plan.parquet"), ["unit", "set", "source"])
 
 
 def read_rejected(output: str) -> list[dict[str, Any]]:
@@ -120,13 +99,8 @@ def read_rejected(output: str) -> list[dict[str, Any]]:
     names = sorted(name for name in storage.names_in(folder) if name.endswith(".parquet"))
     every = np.linspace(0, len(names) - 1, min(len(names), REJECTED_FILES)).astype(int)
     found: list[dict[str, Any]] = []
-    for name in (names[place] for place in every):
-        uri = storage.join(folder, name)
-        try:
-            with storage.open_seekable(uri) as file:
-                found += pq.read_table(file).to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise CurateError(f"{uri}: damaged: {one_line(error, 100)}; {READ_AGAIN}") from error
+    for place in every:
+        found += _table(storage.join(folder, names[place])).to_pylist()
     return found
 
 
@@ -192,14 +166,22 @@ def _cell(cell: dict[str, Any]) -> Cell:
     )
 
 
+def _table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    """Raises CurateError for a file that is not there, or not whole."""
+    try:
+        with storage.open_seekable(uri) as file:
+            return pq.read_table(file, columns=columns)
+    except FileNotFoundError:
+        raise CurateError(f"{uri}: no such file; {READ_AGAIN}") from None
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise CurateError(f"{uri}: damaged: {one_line(error, 100)}; {READ_AGAIN}") from error
+
+
 def _json(uri: str) -> dict[str, Any] | None:
     """None where there is no such file."""
-    try:
-        document = json.loads(storage.read_bytes(uri))
-    except FileNotFoundError:
+    if not storage.exists(uri):
         return None
-    except (ValueError, OSError) as error:
-        raise CurateError(f"{uri}: not readable as JSON: {one_line(error, 100)}") from error
+    document = storage.read_json(uri)
     if not isinstance(document, dict):
         raise CurateError(f"{uri}: not readable: a JSON object is expected")
     return document
