@@ -216,7 +216,7 @@ def test_a_part_that_cannot_be_made_says_why(tmp_path, ray_session) -> None:
     ("damage", "named"),
     [
         ("summary.json", r"no finished run here \(no summary.json\); run `curate run` first"),
-        ("coreset.parquet", r"coreset.parquet: no such manifest; run the same"),
+        ("coreset.parquet", r"coreset.parquet: no such file; run the same"),
         ("rounds.parquet", r"rounds.parquet: no such file; run the same"),
         ("plan.parquet", r"plan.parquet: no such file; run the same"),
         ("config.yaml", r"no run here \(no config.yaml\)"),
@@ -232,7 +232,7 @@ def test_missing_files_are_one_line(damage, named, tmp_path, ray_session) -> Non
 @pytest.mark.parametrize(
     ("damaged", "data", "named"),
     [
-        ("summary.json", b"{", "summary.json: not readable as JSON"),
+        ("summary.json", b"{", "summary.json: damaged: .*; remove it and run again"),
         ("summary.json", b'{"sources": {}}', "stopped before the selection"),
         ("coreset.parquet", b"PAR1 but not really", "coreset.parquet: damaged"),
         ("rounds.parquet", b"", "rounds.parquet: damaged"),
