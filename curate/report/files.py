@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -105,10 +106,16 @@ def read_rejected(output: str) -> list[dict[str, Any]]:
 
 
 def other_manifests(output: str) -> dict[str, str]:
-    """Name of an arm → its manifest, where a comparison selected over these embeddings."""
+    """Name of an arm → its manifest, where a comparison selected over these embeddings: SimCore's
+    first, so that they stand side by side, and one random sample of several."""
     folder = storage.join(output, "selections")
-    names = sorted(name for name in storage.names_in(folder) if name.endswith(".parquet"))
-    return {name.removesuffix(".parquet"): storage.join(folder, name) for name in names}
+    names = [
+        name.removesuffix(".parquet")
+        for name in storage.names_in(folder)
+        if name.endswith(".parquet") and not re.fullmatch(r"random-[1-9]\d*\.parquet", name)
+    ]
+    names.sort(key=lambda name: (not name.startswith("simcore"), name))
+    return {name: storage.join(folder, f"{name}.parquet") for name in names}
 
 
 def read_evaluation(output: str) -> list[Figure]:

@@ -12,7 +12,7 @@ import pytest
 
 from curate import cli, config, storage
 from curate.errors import CurateError
-from curate.report import gather, thumbnails
+from curate.report import files, gather, thumbnails
 from curate.report.build import build
 from curate.run import run
 from tests import datasets
@@ -200,6 +200,15 @@ def test_a_comparison_may_lie_above_the_run(tmp_path, ray_session) -> None:
     building.write_results(output)
     (output / "comparison.json").rename(tmp_path / "comparison.json")
     assert "Against other selections" in report_on(output)[0]["index.html"].text
+
+
+def test_other_selections_begin_with_simcore(tmp_path) -> None:
+    for name in ("oracle", "random-0", "random-1", "simcore"):
+        storage.write_bytes(str(tmp_path / "selections" / f"{name}.parquet"), b"")
+        storage.write_bytes(str(tmp_path / "selections" / f"{name}.json"), b"")
+    found = files.other_manifests(str(tmp_path))
+    assert list(found) == ["simcore", "oracle", "random-0"]
+    assert Path(found["simcore"]).exists()
 
 
 def test_a_part_that_cannot_be_made_says_why(tmp_path, ray_session) -> None:
