@@ -216,6 +216,14 @@ def test_what_no_arm_can_be_measured_by(document, tmp_path: Path, changes, messa
         settings_of(document, tmp_path, arms=["oracle"], targets=own)
 
 
+def test_a_target_set_to_null_is_left_out(document, tmp_path: Path) -> None:
+    tints = document["targets"]["tints"]
+    both = {"tints": tints, "other": None}
+    assert list(settings_of(document, tmp_path, targets=both).targets) == ["tints"]
+    with pytest.raises(CurateError, match="targets: needs at least 1, has 0"):
+        settings_of(document, tmp_path, targets={"tints": None})
+
+
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text("{")
     with pytest.raises(CurateError, match=r"result.json: damaged: .*; remove it and run again"):

@@ -35,6 +35,13 @@ class ArmSettings(Settings):
         return self.name or self.kind
 
 
+def _without_null(value: Any) -> Any:
+    """`targets.pets=null` on the command line leaves a config's target out."""
+    if isinstance(value, dict):
+        return {name: target for name, target in value.items() if target is not None}
+    return value
+
+
 class TargetSettings(Settings):
     """A target set, and how what was trained for it is measured."""
 
@@ -56,7 +63,9 @@ class TargetSettings(Settings):
 class ComparisonSettings(CommonSettings):
     """A comparison of arms. `pretrain` says how every arm is trained, its data apart."""
 
-    targets: dict[SourceName, TargetSettings] = Field(min_length=1)
+    targets: Annotated[
+        dict[SourceName, TargetSettings], BeforeValidator(_without_null), Field(min_length=1)
+    ]
     arms: list[Annotated[ArmSettings, BeforeValidator(_arm)]] = Field(min_length=1)
     steps: int = Field(ge=1)  # of every arm's training
     p: Budget = 0.05  # of the open set: what an arm of a fixed size selects
