@@ -5,10 +5,10 @@
 
 RUN is the output of `curate run`, or of one target of `curate compare`, with
 `encoder.pretrain_on_target: {checkpoint_every: 100, keep_checkpoints: 20}` and, in `evaluate`, an
-`oracle`. Encoder 0 is the one before its training, `--also` names others of the same backbone, as
-an arm's: RUN/arms/x+os/seed-0. Each embeds both sets anew, under RUN-by-step/, and selects `--p`
-of the open set by every `--clusters` and `--whiten`. Where `evaluate` has labelled images, kNN says
-what the encoder knows of them: users without labels of the open set can watch that much.
+`oracle`. Encoder 0 is the one before its training, `--also` names others, as an arm's:
+RUN/arms/x+os/seed-0. Each embeds both sets anew, under RUN-by-step/, and selects `--p` of the open
+set by every `--clusters` and `--whiten`. Where `evaluate` has labelled images, kNN says what the
+encoder knows of them: users without labels of the open set can watch that much.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from curate import evaluation, resume, session, storage
+from curate import encoders, evaluation, resume, session, storage
 from curate.evaluate.selection import Quality
 from curate.quality import selection_quality
 from curate.run import run
@@ -67,19 +67,15 @@ def encoders_of(
 ) -> Iterator[tuple[str, EncoderSettings]]:
     """The encoder before its training, each checkpoint of it that is kept, and the others."""
     fixed = {"pretrain_on_target": None, "checkpoint": None, "pretrained": False}
-    untrained = settings.encoder.model_copy(update=fixed)
-    yield "0", untrained
+    yield "0", settings.encoder.model_copy(update=fixed)
     folder = storage.join(settings.output, "target_encoder", "checkpoints")
     for name in sorted(storage.names_in(folder)):
         step = re.fullmatch(r"step-(\d+)\.pt", name)
         if step and int(step[1]) % every == 0:
-            place = {"checkpoint": storage.join(folder, name)}
-            yield str(int(step[1])), untrained.model_copy(update=place)
+            place = storage.join(folder, name)
+            yield str(int(step[1])), encoders.described(place, settings.encoder)
     for other in others:
-        yield (
-            other.removeprefix(settings.output),
-            untrained.model_copy(update={"checkpoint": other}),
-        )
+        yield other.removeprefix(settings.output), encoders.described(other, settings.encoder)
 
 
 def quality_of(

@@ -173,6 +173,7 @@ def _selected(
         earlier = storage.read_json(beside)
         if earlier.get("made_from") == made_from:
             return dict(earlier["found"])
+    storage.remove_tree(beside)  # first: it must not outlive the manifest that it speaks of
     centres = selection.centroids_of(there, coreset)
     chosen = selection.choose(coreset, there, centres)
     selection.write_manifest(uri, coreset, there, chosen)

@@ -78,7 +78,7 @@ def figures(output: str | Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_interrupted_and_gone_on_with_it_gives_the_same_table(
-    document, tmp_path: Path, ray_session
+    document, tmp_path: Path, ray_session, monkeypatch
 ) -> None:
     whole = comparison.compare(settings_of(document, tmp_path))
     output = Path(document["output"])
@@ -143,6 +143,18 @@ def test_interrupted_and_gone_on_with_it_gives_the_same_table(
     with pytest.raises(CurateError, match=r"training.steps was 5, is 6"):
         comparison.compare(settings_of(document, tmp_path, output=str(cut), steps=6))
     # Another p is another selection, and those trainings are not its own
+    with pytest.raises(CurateError, match="start all over with"):
+        comparison.compare(settings_of(document, tmp_path, output=str(cut), p=12))
+    assert {pq.read_metadata(path).num_rows for path in [lost, *manifests]} == {12}
+
+    # Stopped between a manifest and what is kept beside it: the next call selects that one anew
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(comparison, "selection_quality", stopped)
+        comparison.compare(settings_of(document, tmp_path, output=str(cut)))
+    assert {pq.read_metadata(path).num_rows for path in [lost, *manifests]} == {10, 12}
     with pytest.raises(CurateError, match="start all over with"):
         comparison.compare(settings_of(document, tmp_path, output=str(cut), p=12))
     assert {pq.read_metadata(path).num_rows for path in [lost, *manifests]} == {12}
