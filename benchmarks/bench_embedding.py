@@ -28,10 +28,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from curate import config, embed, encoders, plan, session
-from curate.encoders import Embedder
+from curate import cluster
+from curate.embedding import encoders, stage
+from curate.embedding.encoders import Embedder
 from curate.images import decode, resize_crop
+from curate.runfiles import plan
 from curate.settings import RunSettings
+from curate.settings import load as config
 
 IMAGE_PX = 224
 CROP_FRACTION = 0.875
@@ -72,7 +75,7 @@ def ours(settings: RunSettings) -> tuple[float, NDArray]:
     """(seconds with Ray already up, embeddings (N, D)) of the project's own stage."""
     begun = time.monotonic()
     units = [unit for unit in plan.make(settings) if unit.set == "open"]
-    embed.embed(settings, encoders.build(settings.encoder), units)
+    stage.embed(settings, encoders.build(settings.encoder), units)
     seconds = time.monotonic() - begun
     tables = [pa.ipc.open_file(unit.embeddings_uri(settings.output)).read_all() for unit in units]
     return seconds, np.concatenate([np.stack(t["embedding"].to_numpy()) for t in tables])
@@ -116,7 +119,7 @@ def main() -> None:
     options = parser.parse_args()
     few, many = options.repeat_to // 5, options.repeat_to // 5 + options.repeat_to
 
-    session.connect()
+    cluster.connect()
     ratios, rates, startups = [], {"ours": [], "bare": []}, {"ours": [], "bare": []}
     with tempfile.TemporaryDirectory() as scratch:
         paths = {n: link(options.images, Path(scratch) / str(n), n) for n in (few, many)}

@@ -37,18 +37,21 @@ import torch.multiprocessing as mp
 from PIL import Image
 from torch.nn.parallel import DistributedDataParallel
 
-from curate import config, session, shards, training_plan
-from curate.augment import Augment
+from curate import cluster
+from curate.dataset.augment import Augment
+from curate.dataset.crops import CropDataset, Crops, loader
+from curate.dataset.training_set import SCHEMA, Index, TrainingSet
+from curate.dataset.views import crop, draw_box
 from curate.images import decode
-from curate.loader import CropDataset, Crops, loader, places_of
 from curate.methods import Batch
-from curate.pretrain import pretrain
+from curate.pretraining.order import places_of
+from curate.pretraining.plan import TrainingPlan, make_plan
+from curate.pretraining.stage import pretrain
+from curate.pretraining.trainer import Trainer
+from curate.runfiles import shards
 from curate.settings import ImageSettings, RunSettings
+from curate.settings import load as config
 from curate.sources import plan_source, read_unit
-from curate.trainer import Trainer
-from curate.training_plan import TrainingPlan
-from curate.training_set import SCHEMA, Index, TrainingSet
-from curate.views import crop, draw_box
 
 
 def main() -> int:
@@ -108,7 +111,7 @@ def on_cpu(options: argparse.Namespace, scratch: str) -> int:
     available = sum(1 for _ in Path(options.images).rglob("*.*"))
     batches = min(4, available // options.batch)
     epochs = 1 + -(-options.steps // batches)
-    session.connect()
+    cluster.connect()
     ratios = []
     for number in range(options.rounds):
         output = f"{scratch}/round{number}"
@@ -120,7 +123,7 @@ def on_cpu(options: argparse.Namespace, scratch: str) -> int:
         first, last = records[0], records[-1]
         images = (last["step"] - first["step"]) * options.batch
         ours = images / (last["seconds"] - first["seconds"])
-        plan = training_plan.make(
+        plan = make_plan(
             settings.pretrain,
             settings.encoder,
             images=batches * options.batch,
@@ -206,7 +209,7 @@ def on_gpu(options: argparse.Namespace, scratch: str) -> int:
     shards.write_arrow(f"{scratch}/data/part.arrow", pa.Table.from_pylist(rows, SCHEMA))
     Index({}, [("part.arrow", len(rows))], len(rows), 0, 0, "").write(f"{scratch}/data")
     assert settings.pretrain is not None
-    plan = training_plan.make(
+    plan = make_plan(
         settings.pretrain.model_copy(update={"epochs": 1000, "precision": "bf16"}),
         settings.encoder,
         images=len(rows),

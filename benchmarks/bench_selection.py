@@ -5,7 +5,7 @@
 
 Entries, each in a process of its own, all reading the same float16 Arrow shards:
 
-    ours    `curate.coreset.distributed.select` on a running Ray, reading included
+    ours    `curate.coreset.on_ray.select` on a running Ray, reading included
     floor   reading and the float32 matrix product alone, two threads: no exact method is faster
             that computes every similarity in float32
     paper   Algorithm 1 as published: the N × k matrix, an argsort and a deque a centroid
@@ -88,7 +88,7 @@ def write_data(folder: Path, rows: int, dim: int, seed: int) -> None:
     """Arrow shards part-NNNNNN.arrow of ROWS_PER_SHARD images."""
     import pyarrow as pa
 
-    from curate.shards import table_of, write_arrow
+    from curate.runfiles.shards import table_of, write_arrow
 
     classes = _classes(dim, seed)
     concepts = _unit(np.random.default_rng([seed, 2]).standard_normal((CONCEPTS, dim)))
@@ -121,11 +121,11 @@ def _unit(rows: NDArray) -> NDArray:
 def run_ours(paths: list[str], centroids: NDArray[np.float32], repeats: int) -> Outcome:
     import ray
 
-    from curate import session
-    from curate.coreset.distributed import Limits, select
-    from curate.shards import Shard, count_rows
+    from curate import cluster
+    from curate.coreset.on_ray import Limits, select
+    from curate.runfiles.shards import Shard, count_rows
 
-    session.connect()
+    cluster.connect()
     seconds = []
     with _PeakMemory() as peak:
         for _ in range(repeats):
@@ -143,7 +143,7 @@ def run_ours(paths: list[str], centroids: NDArray[np.float32], repeats: int) -> 
 
 def run_floor(paths: list[str], centroids: NDArray[np.float32], repeats: int) -> Outcome:
     """To be started with one BLAS thread."""
-    from curate.shards import Shard, count_rows, read_embeddings
+    from curate.runfiles.shards import Shard, count_rows, read_embeddings
 
     chunk = 1024  # rows; as float32 they stay in cache between widening and product
     columns = np.ascontiguousarray(centroids.T)  # (dim, K)
@@ -291,7 +291,7 @@ def _lookup_value(values: list[dict], q: int, image: int) -> float:
 
 
 def _read(path: str) -> NDArray[np.float16]:
-    from curate.shards import Shard, count_rows, read_embeddings
+    from curate.runfiles.shards import Shard, count_rows, read_embeddings
 
     return np.concatenate(list(read_embeddings(Shard(path, 0, count_rows(path), 0))))
 

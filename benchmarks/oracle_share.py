@@ -19,10 +19,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from curate import encoders, evaluation, resume, session, storage
-from curate.evaluate.selection import Quality
-from curate.quality import selection_quality
-from curate.run import run
+from curate import cluster, storage
+from curate.coreset.quality import Quality
+from curate.coreset.quality_on_ray import selection_quality
+from curate.embedding import encoders
+from curate.evaluate import stage
+from curate.pipeline import run
+from curate.runfiles import fingerprint
 from curate.settings import EncoderSettings, EvaluateSettings, RunSettings
 
 
@@ -37,11 +40,11 @@ def main() -> None:
     options = parser.parse_args()
 
     output = options.run.rstrip("/")
-    settings = resume.written(output).settings
+    settings = fingerprint.written(output).settings
     evaluate = settings.evaluate
     if evaluate is None or not evaluate.oracle:
         parser.error(f"{output}/config.yaml has no evaluate.oracle; name the labels there")
-    session.connect(None, verbose=False)
+    cluster.connect(None, verbose=False)
     points = []
     for name, encoder in encoders_of(settings, options.every, options.also):
         folder = storage.join(f"{output}-by-step", name.replace("/", "-"))
@@ -94,7 +97,7 @@ def knn(settings: RunSettings, evaluate: EvaluateSettings, folder: str) -> float
     """Top-1, by as many neighbours as the last of `evaluate.k` says."""
     chosen = evaluate.model_copy(update={"protocols": ["knn"], "k": evaluate.k[-1:]})
     place = settings.encoder.checkpoint or settings.output
-    return evaluation.measure(settings, chosen, place, folder)[0].value
+    return stage.measure(settings, chosen, place, folder)[0].value
 
 
 def as_markdown(points: list[dict[str, Any]]) -> str:

@@ -119,68 +119,68 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def run_command(options: argparse.Namespace) -> None:
     # The config first: a wrong key is told at once, not after seconds of imports
-    from curate.config import load
+    from curate.settings.load import load
 
     settings = load(options.config, options.overrides)
-    from curate import session
-    from curate.run import run
-    from curate.summary import table_of
+    from curate import cluster
+    from curate.pipeline import run
+    from curate.runfiles.summary import table_of
 
-    session.connect(options.address, verbose=options.verbose)
+    cluster.connect(options.address, verbose=options.verbose)
     summary = run(settings, fresh=options.fresh)
     print(table_of(summary, settings.output))
 
 
 def pretrain_command(options: argparse.Namespace) -> None:
-    from curate.config import load
+    from curate.settings.load import load
 
     settings = load(options.config, options.overrides)
-    from curate import session
-    from curate.pretrain import pretrain
-    from curate.summary import training_table
+    from curate import cluster
+    from curate.pretraining.stage import pretrain
+    from curate.runfiles.summary import training_table
 
-    session.connect(options.address, verbose=options.verbose)
+    cluster.connect(options.address, verbose=options.verbose)
     print(training_table(pretrain(settings, fresh=options.fresh)))
 
 
 def evaluate_command(options: argparse.Namespace) -> None:
-    from curate.config import load
+    from curate.settings.load import load
 
     settings = load(options.config, options.overrides)
-    from curate import session
-    from curate.evaluation import evaluate
-    from curate.summary import evaluation_table
+    from curate import cluster
+    from curate.evaluate.stage import evaluate
+    from curate.runfiles.summary import evaluation_table
 
-    session.connect(options.address, verbose=options.verbose)
+    cluster.connect(options.address, verbose=options.verbose)
     print(evaluation_table([asdict(result) for result in evaluate(settings)]))
 
 
 def compare_command(options: argparse.Namespace) -> None:
-    from curate.config import load_comparison
+    from curate.settings.load import load_comparison
 
     settings = load_comparison(options.config, options.overrides)
-    from curate import session
-    from curate.comparison import compare
-    from curate.comparison_table import as_markdown
+    from curate import cluster
+    from curate.comparison.stage import compare
+    from curate.comparison.table import as_markdown
 
-    session.connect(options.address, verbose=options.verbose)
+    cluster.connect(options.address, verbose=options.verbose)
     print(as_markdown(compare(settings, fresh=options.fresh)))
 
 
 def _recut_command(options: argparse.Namespace) -> None:
-    from curate import session
-    from curate.recut import recut
+    from curate import cluster
+    from curate.coreset.recut import recut
 
-    session.connect(options.address, verbose=options.verbose)
+    cluster.connect(options.address, verbose=options.verbose)
     print(recut(options.run, options.tau))
 
 
 def _report_command(options: argparse.Namespace) -> None:
-    from curate import session
+    from curate import cluster
     from curate.report.build import build
     from curate.settings.base import absolute
 
-    session.connect(options.address, verbose=options.verbose)
+    cluster.connect(options.address, verbose=options.verbose)
     built = build(absolute(options.run))
     print(
         f"report: {built.uri} ({built.pages} pages, {built.thumbnails:,} images, "
@@ -189,10 +189,10 @@ def _report_command(options: argparse.Namespace) -> None:
 
 
 def _select_command(options: argparse.Namespace) -> None:
-    from curate import session
-    from curate.select import select_files
+    from curate import cluster
+    from curate.coreset.own_embeddings import select_files
 
-    session.connect(options.address, verbose=options.verbose)
+    cluster.connect(options.address, verbose=options.verbose)
     print(
         select_files(
             options.embeddings,

@@ -10,11 +10,12 @@ import glob
 import json
 import os
 import posixpath
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import aiohttp
 import fsspec
@@ -23,6 +24,11 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from curate.errors import CurateError, one_line
+
+T = TypeVar("T")
+
+REMOTE_TRIES = 3
+RETRY_PAUSE_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -127,6 +133,19 @@ def read_bytes(uri: str) -> bytes:
 def read_range(uri: str, offset: int, size: int) -> bytes:
     fs, path = filesystem(uri)
     return bytes(fs.cat_file(path, start=offset, end=offset + size))
+
+
+def with_retries(uri: str, read: Callable[[], T]) -> T:
+    """What `read` returns; networks get a second chance, and a file that is not there does not."""
+    tries = 1 if is_local(uri) else REMOTE_TRIES
+    for attempt in range(1, tries):
+        try:
+            return read()
+        except FileNotFoundError:
+            raise
+        except Exception:  # each filesystem has exceptions of its own
+            time.sleep(attempt * RETRY_PAUSE_S)
+    return read()
 
 
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:

@@ -10,12 +10,12 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # a token of another Ray's must not lo
 import pytest
 import ray
 
-from curate import session
+from curate import cluster
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """Ray as the project itself starts it."""
-    session.connect()
+    cluster.connect()
     yield
     ray.shutdown()

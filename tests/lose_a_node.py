@@ -13,8 +13,8 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 
-from curate import config, session
-from curate.run import run
+from curate.pipeline import run
+from curate.settings import load as config
 
 
 def main(config_path: str) -> None:
@@ -22,7 +22,7 @@ def main(config_path: str) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     nodes = [cluster.add_node(num_cpus=3) for _ in range(2)]
     cluster.wait_for_nodes()
-    session.connect(cluster.address)
+    cluster.connect(cluster.address)
     folder = Path(settings.output) / "embeddings" / "open"
 
     def lose() -> None:

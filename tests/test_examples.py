@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from curate import config
-from curate.run import run
+from curate.pipeline import run
+from curate.settings import load as config
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,39 +9,23 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from curate import config, settings
-from curate.recipes import RECIPES
+from curate import settings
+from curate.settings import load as config
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# From what knows most to what knows least: a module imports only from below itself
+# The house, from the ground up: a package imports from itself and from earlier names alone
 ORDER = [
-    *("cli", "report", "recut", "comparison", "comparison_table", "evaluation", "quality", "run"),
-    *("selection", "whiten"),
-    *("pretrain", "train_worker", "probe", "trainer"),
-    *("optimise", "methods", "evaluate", "loader"),
-    *("augment", "views", "checkpoints", "watch", "materialise", "training_set"),
-    *("training_plan", "select", "summary", "accounting", "resume", "embed", "parts", "manifest"),
-    *("coreset.distributed", "coreset.baselines", "coreset.rounds", "coreset.merge"),
-    *("coreset.candidates", "coreset.similarity", "coreset.whitening", "centroids", "encoders"),
-    *("backbones", "images"),
-    *("plan", "sources", "shards", "session", "progress", "config", "settings", "recipes"),
-    *("storage", "errors"),
+    *("errors", "progress", "storage", "cluster", "settings", "images", "sources", "runfiles"),
+    *("embedding", "coreset", "methods", "dataset", "evaluate", "pretraining", "pipeline"),
+    *("comparison", "report", "cli"),
 ]
+# No Ray and no files: arrays in, arrays out. A folder stands for all of its files.
 PURE = [
-    *("coreset.similarity", "coreset.candidates", "coreset.merge", "coreset.rounds"),
-    *(
-        "coreset.whitening",
-        "centroids",
-        "images",
-        "recipes",
-        "views",
-        "augment",
-        "optimise",
-        "evaluate.knn",
-    ),
-    *("evaluate.linear", "evaluate.selection"),
-    *(f"methods.{name}" for name in ("base", *RECIPES)),
+    *(f"coreset.{name}" for name in ("similarity", "candidates", "merge", "rounds", "centroids")),
+    *("coreset.whitening", "coreset.quality", "images", "settings.recipes", "methods"),
+    *("dataset.views", "dataset.augment", "pretraining.order", "pretraining.optimise"),
+    *("evaluate.knn", "evaluate.linear", "comparison.table"),
     *(f"report.{name}" for name in ("content", "galleries", "maps", "markup", "page")),
     *("report.plots", "report.projection", "report.results", "report.shell"),
 ]
@@ -68,35 +52,49 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
-def place_of(name: str) -> int:
-    """Where in ORDER a module stands, by its longest listed prefix."""
-    matches = [entry for entry in ORDER if name == entry or name.startswith(entry + ".")]
-    assert matches, f"curate/{name}: has no place in ORDER"
-    return ORDER.index(max(matches, key=len))
-
-
-def test_imports_run_one_way() -> None:
+def own_imports(name: str, path: Path) -> set[str]:
+    """Modules of `curate` that a module imports, itself left out."""
     files = modules()
+    found = set()
+    for imported in imports_of(path):
+        inner = imported.removeprefix("curate.")
+        while inner != imported and inner not in files and "." in inner:
+            inner = inner.rpartition(".")[0]
+        if inner != imported and inner in files and inner != name:
+            found.add(inner)
+    return found
+
+
+def test_packages_import_one_way() -> None:
     wrong = []
-    for name, path in files.items():
-        if name in ("", "coreset"):
+    for name, path in modules().items():
+        package = name.split(".")[0]
+        if not package:
             continue
-        for imported in imports_of(path):
-            if not imported.startswith("curate."):
-                continue
-            inner = imported.removeprefix("curate.")
-            while inner not in files and "." in inner:
-                inner = inner.rpartition(".")[0]
-            if inner in files and inner and place_of(inner) < place_of(name):
+        assert package in ORDER, f"curate/{package}: has no place in ORDER"
+        for inner in own_imports(name, path):
+            if ORDER.index(inner.split(".")[0]) > ORDER.index(package):
                 wrong.append(f"{name} imports {inner}")
     assert not wrong
 
 
+def test_no_two_modules_import_each_other() -> None:
+    """Inside of a package too: each can be read after those that it imports."""
+    above = {name: own_imports(name, path) for name, path in modules().items()}
+    while above:
+        free = {name for name, needs in above.items() if not needs & above.keys()}
+        assert free, f"a circle among {sorted(above)}"
+        above = {name: needs for name, needs in above.items() if name not in free}
+
+
 @pytest.mark.parametrize("name", PURE)
 def test_pure_modules_know_neither_ray_nor_files(name: str) -> None:
-    for imported in imports_of(modules()[name]):
-        assert imported.split(".")[0] not in ("ray", "fsspec", "pyarrow", "os", "pathlib")
-        assert not imported.startswith(("curate.storage", "curate.shards", "curate.session"))
+    within = {n: p for n, p in modules().items() if n == name or n.startswith(name + ".")}
+    assert within
+    for path in within.values():
+        for imported in imports_of(path):
+            assert imported.split(".")[0] not in ("ray", "fsspec", "pyarrow", "os", "pathlib")
+            assert not imported.startswith(("curate.storage", "curate.runfiles", "curate.cluster"))
 
 
 def test_modules_stay_short() -> None:

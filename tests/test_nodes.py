@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from curate import config
-from curate.run import run
+from curate.pipeline import run
+from curate.settings import load as config
 from tests import datasets
 
 ROOT = Path(__file__).resolve().parents[1]

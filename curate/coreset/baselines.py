@@ -8,9 +8,9 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
+from curate.cluster import results
 from curate.coreset.rounds import Selection
-from curate.session import results
-from curate.shards import Shard, read_columns
+from curate.runfiles.shards import Shard, read_columns
 
 SHARDS_AT_ONCE = 64  # that one task opens for their labels
 

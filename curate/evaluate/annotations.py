@@ -21,7 +21,7 @@ from curate import storage
 from curate.errors import CurateError, one_line
 from curate.images import Refused, decode
 from curate.settings import AnnotatedSettings, ImageSettings
-from curate.sources.base import IMAGE_EXTENSIONS, Item, read_files, with_retries
+from curate.sources.base import IMAGE_EXTENSIONS, Item, read_files
 
 T = TypeVar("T")
 Size = tuple[int, int]  # width, height
@@ -341,7 +341,7 @@ def _files(folder: str, key: str) -> dict[str, str]:
 
 def _bytes(uri: str, key: str = "") -> bytes:
     try:
-        return with_retries(uri, lambda: storage.read_bytes(uri))
+        return storage.with_retries(uri, lambda: storage.read_bytes(uri))
     except FileNotFoundError:
         raise CurateError(f"{key}{uri}: no such file; check the path") from None
     except Exception as error:  # object stores' clients have exceptions of their own

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from curate import storage
+from curate.dataset.training_set import TrainingSet, on_this_machine
 from curate.errors import CurateError, one_line
 from curate.evaluate.linear import Accuracy, linear_probe
 from curate.settings import AttributesSettings
-from curate.training_set import TrainingSet, on_this_machine
 
 Table = dict[str, dict[str, str]]  # attribute → key → value, where there is one
 MISSING = -1

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from curate import encoders
+from curate.dataset.training_set import TrainingSet, on_this_machine
+from curate.embedding import encoders
 from curate.errors import CurateError
 from curate.settings import (
     DetectionSettings,
@@ -18,7 +19,6 @@ from curate.settings import (
     ImageSettings,
     SegmentationSettings,
 )
-from curate.training_set import TrainingSet, on_this_machine
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from curate.encoders import Encoder
+from curate.embedding.encoders import Encoder
 from curate.errors import CurateError
 from curate.settings import DetectionSettings, SegmentationSettings
 

@@ -24,7 +24,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
-from curate.encoders import Encoder, Preprocessing
+from curate.embedding.encoders import Encoder
 from curate.errors import CurateError
 from curate.evaluate.annotations import LONGEST, Boxes, Scene, fitted, read_boxes, read_image
 from curate.evaluate.dense import (
@@ -36,6 +36,7 @@ from curate.evaluate.dense import (
     shuffled,
     strides_of,
 )
+from curate.images import Preprocessing
 from curate.settings import DetectionSettings, ImageSettings
 
 KEY = "evaluate.detection"

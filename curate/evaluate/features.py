@@ -9,12 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from curate import encoders
-from curate.encoders import Preprocessing
+from curate.dataset.training_set import TrainingSet
+from curate.embedding import encoders
 from curate.evaluate.bench import Bench, device_here
-from curate.images import Refused, decode, resize_crop
+from curate.images import Preprocessing, Refused, decode, resize_crop
 from curate.settings import ImageSettings
-from curate.training_set import TrainingSet
 
 BATCH = 256
 GREY = 128  # of what stands for an image that cannot be decoded

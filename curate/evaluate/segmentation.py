@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
-from curate.encoders import Encoder, Preprocessing
+from curate.embedding.encoders import Encoder
 from curate.errors import CurateError
 from curate.evaluate.annotations import Masked, fitted, read_image, read_mask, read_masks
 from curate.evaluate.dense import descend, dilated, loaded, resnet_of, seeded, shuffled
+from curate.images import Preprocessing
 from curate.settings import ImageSettings, SegmentationSettings
 
 KEY = "evaluate.segmentation"

@@ -10,18 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from curate import encoders
-from curate.augment import Augment
-from curate.encoders import Preprocessing
+from curate.dataset.augment import Augment
+from curate.dataset.crops import CropDataset, loader
+from curate.dataset.training_set import TrainingSet
+from curate.dataset.views import shapes
+from curate.embedding import encoders
 from curate.errors import CurateError
 from curate.evaluate.bench import Bench, device_here, matched
 from curate.evaluate.features import features_of
 from curate.evaluate.linear import Accuracy, accuracy
-from curate.loader import CropDataset, loader
-from curate.recipes import View
+from curate.images import Preprocessing
 from curate.settings import FinetuneSettings, ImageSettings, SgdSettings
-from curate.training_set import TrainingSet
-from curate.views import shapes
+from curate.settings.recipes import View
 
 # SimCore's authors', train_sup.py: a crop of 20 to 100 % of the area, flipped half the time
 CROP = View(1, scale=(0.2, 1.0), jitter_p=0, grey_p=0)

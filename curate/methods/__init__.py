@@ -1,4 +1,4 @@
-"""Self-supervised methods, one a file; how each is trained is in curate/recipes.py."""
+"""Self-supervised methods, one a file; how each is trained is in curate/settings/recipes.py."""
 
 from __future__ import annotations
 

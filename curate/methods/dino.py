@@ -13,16 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from curate.methods.base import (
-    Batch,
-    Context,
-    Method,
-    by_size,
-    cosine,
-    follow,
-    momentum_copy,
-    world,
-)
+from curate.methods.base import Batch, Context, Method, by_size, cosine, follow, momentum_copy
+from curate.methods.ranks import world
 
 
 def distillation(

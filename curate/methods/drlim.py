@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from curate.methods.base import Batch, Context, Method, gather, mlp, unit, world
+from curate.methods.base import Batch, Context, Method, mlp, unit
+from curate.methods.ranks import gather, world
 
 
 def contrastive_margin(

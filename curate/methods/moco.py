@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from curate.methods.base import Batch, Context, Method, follow, gather, mlp, momentum_copy, unit
+from curate.methods.base import Batch, Context, Method, follow, mlp, momentum_copy, unit
+from curate.methods.ranks import gather
 
 
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from curate.methods.base import Batch, Context, Method, gather, mlp, own_rows, unit
+from curate.methods.base import Batch, Context, Method, mlp, unit
+from curate.methods.ranks import gather, own_rows
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:

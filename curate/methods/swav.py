@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from curate.methods.base import Batch, Context, Method, by_size, gather, mlp, own_rows, unit
+from curate.methods.base import Batch, Context, Method, by_size, mlp, unit
+from curate.methods.ranks import gather, own_rows
 
 
 @torch.no_grad()

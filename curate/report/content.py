@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from curate.recut import Cut
+from curate.coreset.recut import Cut
 
 
 @dataclass(frozen=True)

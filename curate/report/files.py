@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from curate import resume, storage
+from curate import storage
 from curate.errors import CurateError, one_line
 from curate.report.content import Cell, Comparison, Figure
+from curate.runfiles import fingerprint
 from curate.settings import RunSettings
 
 NARROW = ["source", "label", "centroid", "round"]  # of every row of a manifest; the rest of few
@@ -75,7 +76,7 @@ def open_run(output: str) -> Run:
     if summary is None or "selected" not in summary:
         what = "no summary.json" if summary is None else "it stopped before the selection"
         raise CurateError(f"{output}: no finished run here ({what}); run `curate run` first")
-    written = resume.written(output)
+    written = fingerprint.written(output)
     return Run(output, written.settings, written.versions, summary)
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from curate import recut, selection, storage, whiten
+from curate import storage
+from curate.coreset import recut, stage, whitened_shards
 from curate.errors import CurateError, one_line
-from curate.plan import PlannedUnit
 from curate.report import files, projection, sampling, thumbnails
 from curate.report.content import (
     Centroid,
@@ -31,6 +31,7 @@ from curate.report.content import (
 )
 from curate.report.files import Manifest, Run
 from curate.report.markup import public
+from curate.runfiles.plan import PlannedUnit
 from curate.settings import ImageFolderSettings, SourceSettings, UrlListSettings
 from curate.sources import Unit
 
@@ -103,7 +104,7 @@ def gather(output: str, folder: str) -> Report:
     # First all that wants thumbnails, then those at once, then the tiles
     log.info("report: images to show")
     gallery = work.want("open", manifest.whole(_spread(len(manifest), GALLERY)))
-    centres = selection.read_centroids(output) if coreset.method == "simcore" else None
+    centres = stage.read_centroids(output) if coreset.method == "simcore" else None
     shown = _spread(len(centres), CENTROIDS) if centres is not None else []
     picks = {number: work.want("open", rows) for number, rows in _picks(manifest, shown).items()}
     nearest: list[list[thumbnails.Row]] = []
@@ -158,11 +159,15 @@ def gather(output: str, folder: str) -> Report:
 def _parts(run: Run) -> dict[str, dict[int, str]]:
     """The shards that were selected from: unit → URI, of each set."""
     parts: dict[str, dict[int, str]] = {"target": {}, "open": {}}
-    whitened = storage.join(run.output, whiten.FOLDER) if run.settings.coreset.whiten else None
+    whitened = (
+        storage.join(run.output, whitened_shards.FOLDER) if run.settings.coreset.whiten else None
+    )
     for row in files.units_of(run.output).to_pylist():
         unit = PlannedUnit(row["unit"], row["set"], row["source"], Unit(""))
         uri = unit.embeddings_uri(run.output)
-        parts[row["set"]][row["unit"]] = whiten.place_of(uri, whitened) if whitened else uri
+        parts[row["set"]][row["unit"]] = (
+            whitened_shards.place_of(uri, whitened) if whitened else uri
+        )
     return parts
 
 

@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
-from curate import shards, storage
+from curate import storage
+from curate.cluster import results
 from curate.errors import CurateError
-from curate.session import results
-from curate.shards import Shard
+from curate.runfiles import shards
+from curate.runfiles.shards import Shard
 
 SHARDS_READ = 64  # of one set, at most
 PER_TASK = 8  # shards

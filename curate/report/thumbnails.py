@@ -15,9 +15,9 @@ import ray
 from PIL import Image, ImageFile
 
 from curate import storage
+from curate.cluster import results
 from curate.images import FORMATS, Refused, decode
 from curate.report import publish
-from curate.session import results
 from curate.settings import SourceSettings
 from curate.sources.located import read_located
 

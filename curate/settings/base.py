@@ -17,7 +17,7 @@ from pydantic import (
     WrapValidator,
 )
 
-from curate.recipes import Option
+from curate.settings.recipes import Option
 
 
 def as_list(value: Any) -> Any:

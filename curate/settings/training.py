@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from curate.recipes import RECIPES, Optimizer, Schedule
 from curate.settings.base import Epochs, OptionValue, Path, Settings, Share, as_list
+from curate.settings.recipes import RECIPES, Optimizer, Schedule
 from curate.settings.sources import LabelledSource
 
 
@@ -24,7 +24,7 @@ METHODS = tuple(RECIPES)
 
 
 class TrainingSettings(Settings):
-    """Self-supervised pretraining. What is unset is the method's own, from curate/recipes.py."""
+    """Self-supervised pretraining. What is unset is the method's own, by recipes.py."""
 
     method: Literal[METHODS] = "simclr"  # type: ignore[valid-type]
     preset: str | None = None  # the method's first where unset

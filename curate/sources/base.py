@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TypeVar
 
 from curate import storage
 from curate.errors import CurateError, one_line
 
-T = TypeVar("T")
-
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff"})
 
 REMOTE_READS = 16  # single files in flight in one reader: latency, not bandwidth, is the limit
-REMOTE_TRIES = 3
-RETRY_PAUSE_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -77,19 +71,6 @@ def missing_column(uri: str, setting: str, column: str, names: Sequence[str]) ->
     return CurateError(f"{uri}: no column {column!r}; {known}")
 
 
-def with_retries(uri: str, read: Callable[[], T]) -> T:
-    """What `read` returns; networks get a second chance, and a file that is not there does not."""
-    tries = 1 if storage.is_local(uri) else REMOTE_TRIES
-    for attempt in range(1, tries):
-        try:
-            return read()
-        except FileNotFoundError:
-            raise
-        except Exception:  # each filesystem has exceptions of its own
-            time.sleep(attempt * RETRY_PAUSE_S)
-    return read()
-
-
 def read_files(items: Iterable[Item]) -> Iterator[Item]:
     """Fill in the bytes of single files, in order; remote ones several at a time.
 
@@ -118,7 +99,7 @@ def _read_file(item: Item) -> Item:
     if item.data is not None or item.error:
         return item
     try:
-        data = with_retries(item.uri, lambda: storage.read_bytes(item.uri))
+        data = storage.with_retries(item.uri, lambda: storage.read_bytes(item.uri))
         return replace(item, data=data, size=len(data))
     except FileNotFoundError:
         return replace(item, error="no such file")

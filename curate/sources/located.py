@@ -13,7 +13,7 @@ from curate import storage
 from curate.errors import one_line
 from curate.settings import ParquetSettings, SourceSettings
 from curate.sources import parquet
-from curate.sources.base import REMOTE_READS, Item, Unit, read_files, with_retries
+from curate.sources.base import REMOTE_READS, Item, Unit, read_files
 
 ROWS_APART = 1000  # rows of a table further apart than this are read apart
 
@@ -52,7 +52,7 @@ def _is_table(uri: str, source: SourceSettings | None) -> bool:
     if isinstance(source, ParquetSettings) and source.path_column is not None:
         return False
     try:
-        return with_retries(uri, lambda: storage.read_range(uri, 0, 4)).startswith(b"PAR1")
+        return storage.with_retries(uri, lambda: storage.read_range(uri, 0, 4)).startswith(b"PAR1")
     except Exception:  # reading the file says what is wrong
         return False
 
@@ -62,7 +62,7 @@ def _read_range(item: Item) -> Item:
     assert offset is not None and size is not None
     try:
         read = lambda: storage.read_range(item.uri, offset, size)  # noqa: E731
-        data = with_retries(item.uri, read)
+        data = storage.with_retries(item.uri, read)
         if len(data) > size:  # from a server that knows no ranges: the whole file
             data = data[offset : offset + size]
         return replace(item, data=data)

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from curate import storage
 from curate.errors import CurateError, one_line
 from curate.settings import WebDatasetSettings
-from curate.sources.base import IMAGE_EXTENSIONS, Item, Unit, with_retries
+from curate.sources.base import IMAGE_EXTENSIONS, Item, Unit
 
 BLOCK = 512  # bytes; a tar is headers and padded files in such blocks, and two empty ones to end
 
@@ -74,7 +74,7 @@ def _local_copy(uri: str) -> Iterator[BinaryIO]:
             with storage.open_seekable(uri) as remote:
                 shutil.copyfileobj(remote, copy, 8 << 20)
 
-        with_retries(uri, download)
+        storage.with_retries(uri, download)
         yield copy
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from curate import encoders, shards
+from curate.dataset.training_set import SCHEMA, Index
+from curate.embedding import encoders
 from curate.evaluate.bench import Bench
+from curate.runfiles import shards
 from curate.settings import EncoderSettings, ImageSettings
-from curate.training_set import SCHEMA, Index
 from tests.datasets import picture
 
 CLASSES = ("blue", "green", "red")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from curate.encoders import Encoder, build
+from curate.embedding.encoders import Encoder, build
 from curate.settings import EncoderSettings
 
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220)}

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from curate import encoders
+from curate.embedding import encoders
 from curate.errors import CurateError
 from curate.evaluate import dense, detection
 from curate.evaluate.annotations import Boxes, Scene

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from curate import encoders
+from curate.embedding import encoders
 from curate.errors import CurateError
 from curate.evaluate import dense, segmentation
 from curate.evaluate.annotations import Masked

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from curate import encoders
+from curate.dataset.training_set import TrainingSet
+from curate.embedding import encoders
 from curate.errors import CurateError
 from curate.evaluate import supervised
 from curate.evaluate.bench import labels_of, matched
@@ -20,7 +21,6 @@ from curate.evaluate.finetune import finetune, stratified
 from curate.evaluate.sgd import sgd_probe
 from curate.evaluate.supervised import batches, new_head, places_of, predicted_by, set_rates, sgd
 from curate.settings import FinetuneSettings, ImageSettings, SgdSettings
-from curate.training_set import TrainingSet
 from tests.evaluate.labelled import UNREADABLE, bench, images_of, write_set
 
 LABELS = np.array([0] * 10 + [1] * 25 + [2] * 4 + [-1] * 6)

@@ -7,7 +7,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from curate.methods import METHODS, Batch, Context, Method
-from curate.recipes import RECIPES, Option
+from curate.settings.recipes import RECIPES, Option
 
 SIDE = 16  # px, of a view of full size
 PATCH = 4  # px

@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from curate.dataset.views import shapes
 from curate.methods import METHODS, Batch, Clock, Method
 from curate.methods.base import by_size, cosine, follow, mlp, momentum_copy, unit
 from curate.methods.mae import sincos
-from curate.recipes import RECIPES
-from curate.views import shapes
+from curate.settings.recipes import RECIPES
 from tests.methods import references
 from tests.methods.building import (
     IMAGES,

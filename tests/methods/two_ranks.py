@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from curate.methods import Batch, Clock, Method, simclr
-from curate.methods.base import gather, own_rows
-from curate.recipes import Option
+from curate.methods.ranks import gather, own_rows
+from curate.settings.recipes import Option
 from tests.methods.building import SIDE, build, part, random_batch
 
 RANKS = 2

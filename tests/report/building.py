@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curate import config, manifest, plan, resume, selection, shards, storage
-from curate.plan import PlannedUnit
-from curate.shards import REJECT_SCHEMA
+from curate import storage
+from curate.coreset import manifest, stage
+from curate.runfiles import fingerprint, plan, shards
+from curate.runfiles.plan import PlannedUnit
+from curate.runfiles.shards import REJECT_SCHEMA
+from curate.settings import load as config
 from curate.sources import Unit
 from tests.datasets import picture
 
@@ -79,19 +82,19 @@ def write_run(
         "versions": {"curate": "0.1.0"},
         "fingerprint": {"of": "a test"},
     }
-    storage.write_bytes(str(output / "config.yaml"), resume.to_yaml(config_document))
+    storage.write_bytes(str(output / "config.yaml"), fingerprint.to_yaml(config_document))
     _select(settings, counts)
     return output
 
 
 def _select(settings, counts) -> None:
     output = settings.output
-    there = selection.open_run(output).embedded
-    centres = selection.centroids_of(there, settings.coreset)
+    there = stage.open_run(output).embedded
+    centres = stage.centroids_of(there, settings.coreset)
     if centres is not None:
-        selection.save_centroids(storage.join(output, "centroids.npy"), centres)
-    chosen = selection.choose(settings.coreset, there, centres)
-    table = selection.write_manifest(
+        stage.save_centroids(storage.join(output, "centroids.npy"), centres)
+    chosen = stage.choose(settings.coreset, there, centres)
+    table = stage.write_manifest(
         storage.join(output, "coreset.parquet"), settings.coreset, there, chosen
     )
     manifest.write_rounds(storage.join(output, "rounds.parquet"), chosen.rounds)
@@ -99,7 +102,7 @@ def _select(settings, counts) -> None:
         counts["open"][source]["selected"] = n
     summary = {
         "sources": counts,
-        **selection.outcome(settings.coreset, chosen),
+        **stage.outcome(settings.coreset, chosen),
         "seconds": {"embed": 1.5, "select": 0.5},
     }
     storage.write_json(storage.join(output, "summary.json"), summary)

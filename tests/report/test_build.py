@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from curate import cli, config, storage
+from curate import cli, storage
 from curate.errors import CurateError
+from curate.pipeline import run
 from curate.report import files, gather, thumbnails
 from curate.report.build import build
-from curate.run import run
+from curate.settings import load as config
 from tests import datasets
 from tests.report import building
 from tests.report.pages import read_all
@@ -228,7 +229,7 @@ def test_a_part_that_cannot_be_made_says_why(tmp_path, ray_session) -> None:
         ("coreset.parquet", r"coreset.parquet: no such file; run the same"),
         ("rounds.parquet", r"rounds.parquet: no such file; run the same"),
         ("plan.parquet", r"plan.parquet: no such file; run the same"),
-        ("config.yaml", r"no run here \(no config.yaml\)"),
+        ("config.yaml", r"no run here \(no load.yaml\)"),
     ],
 )
 def test_missing_files_are_one_line(damage, named, tmp_path, ray_session) -> None:

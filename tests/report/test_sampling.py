@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate import plan, shards
 from curate.errors import CurateError
-from curate.plan import PlannedUnit
 from curate.report import files, sampling
+from curate.runfiles import plan, shards
+from curate.runfiles.plan import PlannedUnit
 from curate.sources import Item, Unit
 from tests.report import building
 

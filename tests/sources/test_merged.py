@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from curate import plan
-from curate.config import parse
 from curate.errors import CurateError
+from curate.runfiles import plan
 from curate.settings import RunSettings
+from curate.settings.load import parse
 from curate.sources import read_unit
 from tests.imagery import jpeg, tar
 from tests.sources.reading import parquet, write

@@ -20,10 +20,12 @@ import fsspec
 import pytest
 import yaml
 
-from curate import encoders, plan, storage
-from curate.config import parse
+from curate import storage
+from curate.embedding import encoders
 from curate.errors import CurateError
+from curate.runfiles import plan
 from curate.settings import EncoderSettings, RunSettings
+from curate.settings.load import parse
 from curate.sources import read_unit
 from tests.imagery import jpeg, tar
 from tests.sources.reading import error_of, parquet, read, write

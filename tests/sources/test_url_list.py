@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from curate import storage
-from curate.sources import base, plan_source
+from curate.sources import plan_source
 from tests.imagery import jpeg, tar
 from tests.sources.reading import error_of, parquet, read, source, write
 
@@ -109,7 +109,7 @@ class _Site(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(base, "RETRY_PAUSE_S", 0.01)
+    monkeypatch.setattr(storage, "RETRY_PAUSE_S", 0.01)
     handler = type("Site", (_Site,), {"files": dict(IMAGES), "tries": {}})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True

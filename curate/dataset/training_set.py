@@ -1,0 +1,138 @@
+"""A training set on disk: encoded images byte for byte, in shards, at random access.
+
+`data/part-*.arrow` hold the images, `data/index.json` says what there is. Random reads through a
+web-scale set do not serve many epochs; a copy of what is trained on does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from curate import storage
+from curate.errors import CurateError, one_line
+from curate.runfiles import shards
+
+SCHEMA = pa.schema(
+    {
+        "source": pa.string(),
+        "key": pa.string(),
+        "label": pa.string(),
+        "sha256": pa.string(),
+        "image": pa.large_binary(),  # as it was found
+    }
+)
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a training set holds, and what it was made from."""
+
+    made_from: dict[str, Any]
+    parts: list[tuple[str, int]]  # file name, images
+    images: int
+    open_images: int
+    rejected: int
+    fingerprint: str  # over every image's bytes and label, in order
+
+    def write(self, folder: str) -> None:
+        text = json.dumps(asdict(self), indent=1) + "\n"
+        storage.write_bytes(storage.join(folder, INDEX), text.encode())
+
+
+def read_index(folder: str) -> Index | None:
+    """None where there is no finished training set."""
+    uri = storage.join(folder, INDEX)
+    if not storage.exists(uri):
+        return None
+    try:
+        found = json.loads(storage.read_bytes(uri))
+        found["parts"] = [(name, rows) for name, rows in found["parts"]]
+        return Index(**found)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CurateError(f"{uri}: damaged: {one_line(error)}; start over with --fresh") from error
+
+
+class TrainingSet:
+    """Images by their place, 0 … len - 1, from files that are mapped, not read."""
+
+    def __init__(self, folder: str) -> None:
+        """folder: a local one; see `on_this_machine`."""
+        self.folder = folder
+        index = read_index(folder)
+        if index is None:
+            raise CurateError(
+                f"{folder}: no training set here; output must be one place for all machines"
+            )
+        self.index = index
+        tables = [shards.read_arrow(storage.join(folder, name)) for name, _ in index.parts]
+        # Chunks as they are: to combine them would copy them into memory
+        self._images = [column for table in tables for column in table["image"].chunks]
+        self._ends = np.cumsum([len(column) for column in self._images])
+        if int(self._ends[-1]) != index.images:
+            raise CurateError(f"{folder}: its parts do not hold {index.images} images; --fresh")
+        named = [label for table in tables for label in table["label"].to_pylist()]
+        self.classes = sorted({label for label in named if label is not None})
+        numbers = {label: number for number, label in enumerate(self.classes)}
+        self.labels: NDArray[np.int64] = np.array([numbers.get(label, -1) for label in named])
+
+    def __len__(self) -> int:
+        return self.index.images
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TrainingSet, (self.folder,)  # another process maps the files itself
+
+    def keys(self) -> list[str]:
+        """Each image's key in its source, read anew: few ask for them."""
+        uris = [storage.join(self.folder, name) for name, _ in self.index.parts]
+        return [key for uri in uris for key in shards.read_arrow(uri)["key"].to_pylist()]
+
+    def image(self, place: int) -> bytes:
+        part = int(np.searchsorted(self._ends, place, side="right"))
+        first = int(self._ends[part - 1]) if part else 0
+        data: bytes = self._images[part][place - first].as_py()
+        return data
+
+
+def on_this_machine(folder: str) -> str:
+    """A training set's folder as a local one. A remote one is copied, once a machine, whichever of
+    its workers comes first; the copies lie in the temporary folder, named after the set's index."""
+    if storage.is_local(folder):
+        return storage.filesystem(folder)[1]
+    index = read_index(folder)
+    if index is None:
+        raise CurateError(f"{folder}: no training set here")
+    known = storage.read_bytes(storage.join(folder, INDEX))
+    copy = os.path.join(
+        tempfile.gettempdir(), f"curate-data-{hashlib.sha256(known).hexdigest()[:32]}"
+    )
+    os.makedirs(copy, exist_ok=True)
+    with open(f"{copy}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.path.exists(os.path.join(copy, INDEX)):
+            for name, _ in index.parts:
+                _download(storage.join(folder, name), os.path.join(copy, name))
+            index.write(copy)
+    return copy
+
+
+def _download(uri: str, path: str) -> None:
+    try:
+        with storage.open_seekable(uri) as remote, open(f"{path}.part", "wb") as file:
+            shutil.copyfileobj(remote, file, 8 << 20)
+        os.replace(f"{path}.part", path)
+    except OSError as error:
+        raise CurateError(
+            f"{uri}: not copied to {path}: {one_line(error)}; TMPDIR names another place"
+        ) from error

@@ -1,0 +1,253 @@
+"""Name → (module, feature_dim, preprocessing): the E of the algorithm, images to embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pickle
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from curate import storage
+from curate.embedding.backbones import build_backbone
+from curate.errors import CurateError, one_line
+from curate.images import Preprocessing
+from curate.settings import EncoderSettings
+
+StateDict = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    module: nn.Module  # (N, 3, image_px, image_px) float → (N, feature_dim)
+    feature_dim: int
+    preprocessing: Preprocessing
+
+    def save(self, uri: str) -> None:
+        """Its weights as safetensors."""
+        state = {name: value.contiguous() for name, value in self.module.state_dict().items()}
+        storage.write_bytes(uri, save_safetensors(state))
+
+
+def build(settings: EncoderSettings) -> Encoder:
+    """The encoder with its weights: pretrained, from a checkpoint, or random by the seed.
+
+    Raises CurateError for an unknown backbone, an image size it cannot take, weights that cannot
+    be had, or a checkpoint of another architecture.
+    """
+    encoder = _architecture(settings, pretrained=settings.pretrained)
+    if settings.checkpoint:
+        _load_checkpoint(encoder.module, settings)
+    return encoder
+
+
+def described(place: str, otherwise: EncoderSettings) -> EncoderSettings:
+    """Settings for the encoder in a folder of the project's own, by its encoder.json; of any other
+    checkpoint, `otherwise` with that checkpoint."""
+    own = {"checkpoint": place, "pretrained": False, "pretrain_on_target": None}
+    card = storage.join(place, "encoder.json")
+    if storage.exists(card):
+        told = _read_card(card)
+        for name in ("backbone", "small_stem", "image_px", "mean", "std"):
+            if name in told:
+                own[name] = told[name]
+    return EncoderSettings.model_validate(otherwise.model_dump() | own)
+
+
+def rebuild(settings: EncoderSettings, uri: str) -> Encoder:
+    """The same encoder on another machine, from the weights that `save` left at `uri`."""
+    encoder = _architecture(settings, pretrained=False)
+    encoder.module.load_state_dict(load_safetensors(storage.read_bytes(uri)), strict=True)
+    return encoder
+
+
+def weights_hash(module: nn.Module) -> str:
+    """sha256 over every weight and buffer, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class Embedder:
+    """An encoder on its device: uint8 images → unit embeddings.
+
+    Float32 on CPU; bf16 autocast on a GPU. Both in channels_last, which is what their convolution
+    kernels want.
+    """
+
+    def __init__(self, encoder: Encoder, device: str, batch_size: int) -> None:
+        self.device = torch.device(device)
+        self.batch_size = batch_size
+        self.module = (
+            encoder.module.eval()
+            .requires_grad_(False)
+            .to(self.device)
+            .to(memory_format=torch.channels_last)
+        )
+        mean = torch.tensor(encoder.preprocessing.mean, device=self.device)
+        std = torch.tensor(encoder.preprocessing.std, device=self.device)
+        # (x/255 - mean) / std as one multiplication and one addition
+        self.scale = (1 / (255 * std)).view(1, 3, 1, 1)
+        self.shift = (-mean / std).view(1, 3, 1, 1)
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
+        """pixels (N, H, W, 3) → (N, D) float16 rows of unit norm, of NaN where there is none.
+
+        Out of GPU memory halves the batch, for good, down to a single image.
+        """
+        rows, start = [], 0
+        while start < len(pixels):
+            try:
+                rows.append(self._forward(pixels[start : start + self.batch_size]))
+            except torch.cuda.OutOfMemoryError:
+                tried = min(self.batch_size, len(pixels) - start)
+                if tried == 1:
+                    raise CurateError(
+                        "encoder: one image does not fit the GPU's memory; lower image_px"
+                    ) from None
+                self.batch_size = tried // 2
+                torch.cuda.empty_cache()
+                continue
+            start += len(rows[-1])
+        return np.concatenate(rows)
+
+    @torch.inference_mode()
+    def _forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
+        # A copy, since what Ray hands out is read-only and torch has no such tensors
+        batch = torch.from_numpy(pixels.copy()).to(self.device, non_blocking=True)
+        batch = batch.permute(0, 3, 1, 2).float()  # (N, 3, H, W), channels_last as it lies
+        batch = batch.mul_(self.scale).add_(self.shift)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            features = self.module(batch)
+        features = features.float()
+        norms = features.norm(dim=1, keepdim=True)
+        # A dead embedding has no direction, and one whose norm overflows has lost it
+        alive = (norms > 0) & torch.isfinite(norms)
+        unit = torch.where(alive, features / norms, torch.nan)
+        return cast("NDArray[np.float16]", unit.half().cpu().numpy())
+
+
+def _architecture(settings: EncoderSettings, *, pretrained: bool) -> Encoder:
+    backbone = build_backbone(
+        settings.backbone,
+        settings.image_px,
+        seed=settings.seed,
+        pretrained=pretrained,
+        small_stem=settings.small_stem,
+    )
+    return Encoder(
+        backbone.module.eval(),
+        backbone.feature_dim,
+        Preprocessing(
+            settings.image_px,
+            settings.crop_fraction,
+            settings.mean or backbone.mean,
+            settings.std or backbone.std,
+        ),
+    )
+
+
+def _load_checkpoint(module: nn.Module, settings: EncoderSettings) -> None:
+    """Fill the module from a checkpoint file: a state dict as it is, or inside a trainer's own."""
+    path = str(settings.checkpoint)
+    state = _read_checkpoint(path, settings)
+    wanted = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
+    probe = next(iter(wanted))
+    prefixes = [key.removesuffix(probe) for key in state if key.endswith(probe)]
+    prefixes = [p for p in prefixes if not p or p.endswith(".")]
+    whole = [p for p in prefixes if all(p + key in state for key in wanted)]
+    named = f"encoder.checkpoint={path}"
+    if not whole:
+        missing = [key for key in wanted if key not in state]
+        raise CurateError(
+            f"{named}: not a {settings.backbone}: lacks {len(missing)} weights, "
+            f"first {', '.join(missing[:3])}; set encoder.backbone to its architecture"
+        )
+    if len(whole) > 1 and "" not in whole:
+        raise CurateError(
+            f"{named}: holds several encoders ({', '.join(whole)}); save the one that is meant"
+        )
+    prefix = "" if "" in whole else whole[0]
+    mine = {
+        key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)
+    }
+    tops = {key.split(".")[0] for key in wanted}
+    for key, value in mine.items():
+        if key in wanted and value.shape != wanted[key].shape:
+            raise CurateError(
+                f"{named}: {key} is {tuple(value.shape)}, and {tuple(wanted[key].shape)} in a "
+                f"{settings.backbone} at {settings.image_px} px; set encoder.backbone and image_px"
+            )
+        # A deeper network holds every weight of a shallower one, and more in the same places;
+        # a classifier or projector stands apart.
+        if key not in module.state_dict() and key.split(".")[0] in tops:
+            raise CurateError(
+                f"{named}: not a {settings.backbone}: has {key} as well; "
+                "set encoder.backbone to its architecture"
+            )
+    module.load_state_dict({k: v for k, v in mine.items() if k in wanted}, strict=False)
+
+
+def _read_checkpoint(path: str, settings: EncoderSettings) -> StateDict:
+    """Every tensor of a checkpoint by its name; nested dicts joined by dots."""
+    if path.endswith("/") or storage.exists(storage.join(path, "encoder.safetensors")):
+        path = storage.join(path, "encoder.safetensors")
+    try:
+        data = storage.read_bytes(path)
+        if path.endswith(".safetensors"):
+            state: StateDict = load_safetensors(data)
+        else:
+            state = _flatten(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+    except FileNotFoundError:
+        raise CurateError(f"encoder.checkpoint={path}: no such file") from None
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise CurateError(
+            f"encoder.checkpoint={path}: not a checkpoint of weights alone: {one_line(error, 160)}"
+        ) from error
+    except SafetensorError as error:
+        raise CurateError(f"encoder.checkpoint={path}: damaged: {one_line(error)}") from error
+    if path.endswith("/encoder.safetensors"):
+        _check_card(path.removesuffix("safetensors") + "json", settings)
+    return state
+
+
+def _check_card(path: str, settings: EncoderSettings) -> None:
+    """The project's own checkpoints say in encoder.json what they are."""
+    if not storage.exists(path):
+        return
+    card = _read_card(path)
+    for name in ("backbone", "small_stem"):
+        mine = getattr(settings, name)
+        if card.get(name, mine) != mine:
+            raise CurateError(f"encoder.{name}={mine}: {path} says {card[name]}; use that")
+
+
+def _read_card(path: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(storage.read_bytes(path)))
+    except (ValueError, TypeError) as error:
+        raise CurateError(f"encoder.checkpoint: {path}: damaged: {one_line(error)}") from error
+
+
+def _flatten(value: Any, prefix: str = "") -> StateDict:
+    if isinstance(value, Tensor):
+        return {prefix: value}
+    flat: StateDict = {}
+    if isinstance(value, dict):
+        # A trainer's wrapping is left out of the names, what it wraps keeps its own
+        for key, inner in value.items():
+            wrapper = not prefix and key in ("state_dict", "model", "model_state_dict")
+            name = "" if wrapper and isinstance(inner, dict) else f"{prefix}.{key}".lstrip(".")
+            flat.update(_flatten(inner, name))
+    return flat

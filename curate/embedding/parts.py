@@ -1,0 +1,130 @@
+"""What flows from readers to actors: parts of units, decoded, cropped, and all of one size.
+
+Full-size images never enter Ray's object store, and no part is larger than PART_BYTES.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from curate.images import Preprocessing, Refused, decode, resize_crop
+from curate.runfiles import plan as plans
+from curate.runfiles import shards
+from curate.runfiles.plan import PlannedUnit
+from curate.settings import ImageSettings, SourceSettings
+from curate.sources import Item, read_unit
+
+PART_BYTES = 160 << 20  # of pixels: 1,000 images of 224 px
+
+
+def read_parts(
+    batch: pa.Table,
+    output: str,
+    sources: dict[tuple[str, str], SourceSettings],
+    images: ImageSettings,
+    preprocessing: Preprocessing,
+) -> Iterator[pa.Table]:
+    """Rows of the plan → rows of parts: decoded pixels, and what is known of each image."""
+    side = preprocessing.image_px
+    capacity = max(1, PART_BYTES // (side * side * 3))
+    for planned in plans.from_table(batch):
+        part = _Part(planned, output, 0, capacity, side)
+        for item in read_unit(sources[planned.set, planned.source], planned.unit):
+            if part.full:
+                yield part.to_table(last=False)
+                part = _Part(planned, output, part.number + 1, capacity, side)
+            _decode_into(part, item, images, preprocessing)
+        yield part.to_table(last=True)
+
+
+def _decode_into(
+    part: _Part, item: Item, images: ImageSettings, preprocessing: Preprocessing
+) -> None:
+    if item.data is None:
+        part.reject(item, "read", item.error or "no bytes")
+        return
+    resized_px = round(preprocessing.image_px / preprocessing.crop_fraction)
+    try:
+        decoded = decode(
+            item.data, min_px=images.min_px, max_pixels=images.max_pixels, target_px=resized_px
+        )
+    except Refused as reason:
+        part.reject(item, "decode", str(reason))
+        return
+    pixels = resize_crop(decoded.rgb, preprocessing.image_px, preprocessing.crop_fraction)
+    part.add(item, decoded.width, decoded.height, pixels)
+
+
+class _Part:
+    """Images of one unit on their way to an actor: at most `capacity` of them."""
+
+    def __init__(
+        self, planned: PlannedUnit, output: str, number: int, capacity: int, side: int
+    ) -> None:
+        self.planned, self.output, self.number = planned, output, number
+        self.capacity, self.side = capacity, side
+        self.pixels: list[NDArray[np.uint8]] = []
+        self.images: list[dict[str, Any]] = []
+        self.rejects: list[dict[str, Any]] = []
+
+    @property
+    def full(self) -> bool:
+        return len(self.images) + len(self.rejects) >= self.capacity
+
+    def add(self, item: Item, width: int, height: int, pixels: NDArray[np.uint8]) -> None:
+        assert item.data is not None
+        self.pixels.append(pixels)
+        self.images.append(
+            {
+                "key": item.key,
+                "uri": item.uri,
+                "offset": item.offset,
+                "size": item.size,
+                "row": item.row,
+                "label": item.label,
+                "width": width,
+                "height": height,
+                "sha256": hashlib.sha256(item.data).hexdigest(),
+            }
+        )
+
+    def reject(self, item: Item, stage: str, reason: str) -> None:
+        self.rejects.append(
+            shards.reject_row(self.planned.source, item.key, item.uri, stage, reason)
+        )
+
+    def to_table(self, *, last: bool) -> pa.Table:
+        shape = (len(self.pixels), self.side, self.side, 3)
+        pixels = np.stack(self.pixels) if self.pixels else np.empty(shape, np.uint8)
+        return pa.table(
+            {
+                "unit": [self.planned.number],
+                "source": [self.planned.source],
+                "shard": [self.planned.embeddings_uri(self.output)],
+                "rejected": [self.planned.rejected_uri(self.output)],
+                "part": [self.number],
+                "last": [last],
+                "pixels": _one_binary(pixels),
+                "images": [_to_ipc(pa.Table.from_pylist(self.images, shards.IMAGE_SCHEMA))],
+                "rejects": [_to_ipc(pa.Table.from_pylist(self.rejects, shards.REJECT_SCHEMA))],
+            }
+        )
+
+
+def _one_binary(pixels: NDArray[np.uint8]) -> pa.Array:
+    """A column of one row that holds the array's bytes, without copying them."""
+    ends = pa.py_buffer(np.array([0, pixels.nbytes], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(pixels)])
+
+
+def _to_ipc(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()

@@ -1,0 +1,156 @@
+"""A training on the workers of Ray Train: where they go, how they are started, watched and, after a
+loss, started again.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pyarrow.fs
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from curate import storage
+from curate.cluster import cause_of
+from curate.errors import CurateError, one_line
+from curate.pretraining.journal import Record, TrainingProgress
+from curate.pretraining.worker import Board, Job, work
+from curate.settings import TrainingSettings
+
+CPU_THREADS = 4  # of a worker without a GPU; beyond that, more workers scale better
+LOADERS = 15  # processes a GPU worker decodes with, where it has the CPUs
+POLL_S = 0.5
+
+# Ray Train runs a worker's function in a thread, whose memory glibc hands back to the kernel after
+# every step and asks for again, page by page: 13 % of the time of a step on a CPU. This keeps it.
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    workers: int
+    cpus: int  # of each
+    gpu: bool
+
+
+def trainings_at_once(workers: int) -> int:
+    """How many trainings of so many workers the cluster has room for."""
+    resources = ray.cluster_resources()
+    places = int(resources.get("GPU", 0)) or int(resources.get("CPU", 0)) // CPU_THREADS
+    return max(1, places // workers)
+
+
+def placement_of(chosen: TrainingSettings, section: str, at_once: int) -> Placement:
+    """Workers: one a GPU where there are any, else one every CPU_THREADS CPUs. A CPU worker takes
+    all the CPUs that `at_once` such trainings leave it."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    cpus = [int(node.get("CPU", 0)) for node in nodes]
+    gpu = gpus > 0 if chosen.use_gpu is None else chosen.use_gpu
+    if gpu and not gpus and chosen.workers is None:
+        raise CurateError(
+            f"{section}.use_gpu=true: the cluster has no GPU yet; set {section}.workers to how "
+            "many it should scale up to"
+        )
+    if gpu:
+        workers = chosen.workers or gpus
+        per_gpu = min((int(n.get("CPU", 1) / n["GPU"]) for n in nodes if n.get("GPU")), default=1)
+        return Placement(workers, max(1, min(per_gpu, LOADERS + 1)), True)
+    workers = chosen.workers or max(1, sum(cpus) // CPU_THREADS)
+    wanted = workers * at_once
+    if wanted > sum(cpus):
+        together = f" of {at_once} trainings at once" if at_once > 1 else ""
+        raise CurateError(
+            f"{section}.workers={workers}{together}: the cluster has {sum(cpus)} CPUs; "
+            "set it to that or less"
+        )
+    share = next(c for c in range(sum(cpus), 0, -1) if sum(n // c for n in cpus) >= wanted)
+    return Placement(workers, share, False)
+
+
+def launch(job: Job, placement: Placement, restarts: int) -> None:
+    """Train; a worker that is lost takes all back to the newest checkpoint."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    scratch = storage.join(job.folder, ".ray")
+    trainer = TorchTrainer(
+        work,
+        train_loop_config={"job": job, "board": board},
+        scaling_config=ScalingConfig(
+            num_workers=placement.workers,
+            use_gpu=placement.gpu,
+            resources_per_worker={
+                "CPU": placement.cpus,
+                **({"GPU": 1} if placement.gpu else {}),
+            },
+        ),
+        run_config=RunConfig(
+            # What lies there is Ray's own; the state of the training is in our checkpoints
+            name=uuid.uuid4().hex,
+            failure_config=FailureConfig(max_failures=restarts),
+            worker_runtime_env={"env_vars": {} if placement.gpu else KEEP_MEMORY},  # type: ignore[call-arg]
+            **_ray_storage(scratch),
+        ),
+    )
+    with _shown(board, job.section):
+        error: Exception | None = None
+        try:
+            trainer.fit()
+        except Exception as failure:
+            error = failure
+    reason = ray.get(board.failure.remote())
+    ray.kill(board)
+    storage.remove_tree(scratch)
+    if reason is not None:
+        raise CurateError(reason) from error
+    if error is not None:
+        cause = cause_of(error)
+        if cause is not None:
+            raise cause from None
+        raise CurateError(
+            f"{job.section}: training failed: {one_line(error, 300)}; run again to go on from the "
+            "newest checkpoint"
+        ) from error
+
+
+def _ray_storage(uri: str) -> dict[str, Any]:
+    if storage.is_local(uri):
+        return {"storage_path": storage.filesystem(uri)[1]}
+    filesystem, path = storage.filesystem(uri)
+    wrapped = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))
+    return {"storage_path": path, "storage_filesystem": wrapped}
+
+
+@contextmanager
+def _shown(board: ray.actor.ActorHandle, what: str) -> Iterator[None]:
+    """Show what rank 0 leaves on the board, until the training ends."""
+    progress = TrainingProgress(what)
+    ended = threading.Event()
+
+    def shown() -> Record | None:
+        record: Any = ray.get(board.shown.remote())
+        return cast("Record | None", record)
+
+    def poll() -> None:
+        while not ended.wait(POLL_S):
+            progress.show(shown())
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        progress.show(shown(), ended=True)

@@ -1,0 +1,243 @@
+"""`curate compare` on real files and a real Ray: whole, interrupted, and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from curate import storage
+from curate.comparison import stage
+from curate.errors import CurateError
+from curate.settings import ComparisonSettings
+from curate.settings import load as config
+from tests.evaluate.test_stage import write_labelled
+
+ROOT = Path(__file__).resolve().parents[2]
+OPEN_CLASSES = ("blue", "green", "red", "stone", "wood")
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("compared")
+    write_labelled(root / "train", 8, 0)
+    write_labelled(root / "test", 6, 5000)
+    write_labelled(root / "open", 8, 9000, OPEN_CLASSES)
+    labelled = {
+        name: {"kind": "image_folder", "path": str(root / name)} for name in ("train", "test")
+    }
+    return {
+        "open": [{"name": "open", "kind": "image_folder", "path": str(root / "open")}],
+        "encoder": {"backbone": "resnet18", "image_px": 32, "crop_fraction": 1.0},
+        "coreset": {"clusters": 4, "tau": 0.99},
+        "pretrain": {
+            **{"method": "simclr", "preset": "simcore", "batch_size": 8, "learning_rate": 0.01},
+            **{"precision": "float32", "checkpoint_every": 2},
+        },
+        "targets": {
+            "tints": {
+                "target": labelled["train"],
+                "evaluate": {
+                    **labelled,
+                    **{"k": [3], "seeds": 1, "oracle": ["blue", "green", "red"]},
+                },
+            }
+        },
+        "arms": ["x", {"kind": "random", "seeds": 2}, "simcore-k1", "untrained"],
+        "steps": 5,
+        "p": 10,
+        "seeds": 1,
+        "parallel": 2,
+        "output": str(root / "whole"),
+    }
+
+
+def written(document: dict[str, Any], path: Path, **changes: Any) -> Path:
+    path.write_text(yaml.safe_dump({**document, **changes}))
+    return path
+
+
+def settings_of(document: dict[str, Any], tmp_path: Path, **changes: Any) -> ComparisonSettings:
+    return config.load_comparison(str(written(document, tmp_path / "config.yaml", **changes)))
+
+
+def figures(output: str | Path) -> list[dict[str, Any]]:
+    """comparison.json's cells, which are to be the same whatever happened on the way."""
+    cells: list[dict[str, Any]] = json.loads((Path(output) / "comparison.json").read_text())[
+        "cells"
+    ]
+    return cells
+
+
+@pytest.mark.slow
+def test_interrupted_and_gone_on_with_it_gives_the_same_table(
+    document, tmp_path: Path, ray_session, monkeypatch
+) -> None:
+    whole = stage.compare(settings_of(document, tmp_path))
+    output = Path(document["output"])
+
+    assert {(c["arm"], c["images"]) for c in whole["cells"]} == {
+        *(("x", 24), ("random", 34), ("simcore-k1", 34), ("untrained", 0)),
+    }
+    assert {c["arm"]: c["seeds"] for c in whole["cells"]}["random"] == 2
+    assert {m.partition(",")[0] for m in whole["metrics"]} == {"linear probe", "kNN"}
+    samples = [
+        {row["key"] for row in pq.read_table(path).to_pylist()}
+        for path in sorted(output.glob("tints/selections/random-*.parquet"))
+    ]
+    assert [len(sample) for sample in samples] == [10, 10] and samples[0] != samples[1]
+    assert [(row["arm"], row["selected"]) for row in whole["selections"]] == [
+        *(("random", 10), ("random", 10), ("simcore-k1", 10)),
+    ]
+    assert all(row["base_share"] == 24 / 40 for row in whole["selections"])
+    assert "| x |" in (output / "comparison.md").read_text()
+
+    cut = tmp_path / "cut"
+    path = written(document, tmp_path / "cut.yaml", output=str(cut))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "curate.cli", "compare", str(path)], env=environment
+    )
+    deadline = time.monotonic() + 240
+    while not list(cut.glob("tints/arms/*/seed-0/result.json")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(figures(cut)) < len(whole["cells"])
+
+    first = [p.stat().st_mtime_ns for p in sorted(cut.glob("tints/arms/*/seed-*/result.json"))]
+    stage.compare(config.load_comparison(str(path)))
+    assert figures(cut) == figures(output)
+    assert len(first) < 5
+    # A third call trains nothing
+    results = sorted(cut.glob("tints/arms/*/seed-*/result.json"))
+    before = [path.stat().st_mtime_ns for path in results]
+    # and selects nothing but what is not there
+    lost, *manifests = sorted(cut.glob("tints/selections/*.parquet"))
+    rows = pq.read_table(lost)
+    lost.unlink()
+    selected = [path.stat().st_mtime_ns for path in manifests]
+    third = stage.compare(config.load_comparison(str(path)))
+    assert [path.stat().st_mtime_ns for path in results] == before and len(before) == 5
+    assert [path.stat().st_mtime_ns for path in manifests] == selected and len(selected) == 2
+    assert pq.read_table(lost) == rows
+    assert third["selections"] == whole["selections"]
+
+    # Another k is measured on the encoders that are there: no training is repeated
+    encoders = sorted(cut.glob("tints/arms/*/seed-*/encoder.safetensors"))
+    stamps = [p.stat().st_mtime_ns for p in encoders if "untrained" not in str(p)]
+    target = document["targets"]["tints"]
+    other = {"tints": {**target, "evaluate": {**target["evaluate"], "k": [5]}}}
+    found = stage.compare(settings_of(document, tmp_path, output=str(cut), targets=other))
+    assert "kNN, k = 5, top1" in found["metrics"]
+    assert [p.stat().st_mtime_ns for p in encoders if "untrained" not in str(p)] == stamps
+
+    with pytest.raises(CurateError, match=r"training.steps was 5, is 6"):
+        stage.compare(settings_of(document, tmp_path, output=str(cut), steps=6))
+    # Another p is another selection, and those trainings are not its own
+    with pytest.raises(CurateError, match="start all over with"):
+        stage.compare(settings_of(document, tmp_path, output=str(cut), p=12))
+    assert {pq.read_metadata(path).num_rows for path in [lost, *manifests]} == {12}
+
+    # Stopped between a manifest and what is kept beside it: the next call selects that one anew
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stage, "selection_quality", stopped)
+        stage.compare(settings_of(document, tmp_path, output=str(cut)))
+    assert {pq.read_metadata(path).num_rows for path in [lost, *manifests]} == {10, 12}
+    with pytest.raises(CurateError, match="start all over with"):
+        stage.compare(settings_of(document, tmp_path, output=str(cut), p=12))
+    assert {pq.read_metadata(path).num_rows for path in [lost, *manifests]} == {12}
+
+
+def test_arms_select_what_they_say(document, tmp_path: Path) -> None:
+    arms = [
+        *("simcore", "simcore-k1", "simcore-stop", "random", "oracle", "os"),
+        {"kind": "simcore", "name": "simcore-1%", "p": 0.01},
+        {"kind": "simcore-stop", "name": "late", "tau": 0.5},
+    ]
+    settings = settings_of(document, tmp_path, arms=arms, p=0.05)
+    chosen = {
+        arm.title: stage.coreset_of(settings, arm, seed=3, labels=["blue"]) for arm in settings.arms
+    }
+    assert chosen["os"] is None
+    assert (chosen["simcore"].clusters, chosen["simcore"].tau) == (4, None)
+    assert chosen["simcore"].budget == 0.05 and chosen["simcore-1%"].budget == 0.01
+    assert chosen["simcore-k1"].clusters == 1
+    stop = chosen["simcore-stop"]
+    assert (stop.tau, stop.budget, stop.budget_times_target) == (0.99, None, 50)
+    assert chosen["late"].tau == 0.5
+    assert (chosen["random"].method, chosen["random"].seed) == ("random", 3)
+    assert (chosen["oracle"].labels, chosen["oracle"].budget) == (["blue"], None)
+
+
+def test_arms_train_alike(document, tmp_path: Path) -> None:
+    settings = settings_of(document, tmp_path)
+    one = stage.training_of(settings, ["target"], seed=0)
+    other = stage.training_of(settings, ["open"], seed=2)
+    assert (one.steps, other.steps) == (5, 5) and one.epochs is None
+    assert (one.seed, other.seed) == (0, 2) and one.workers == 1
+    longer = settings_of(document, tmp_path, steps=1000, pretrain={"method": "dino"})
+    # DINO warms up for 10 of its 100 epochs
+    assert stage.training_of(longer, ["target"], seed=0).warmup_steps == 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ["x", "x"]}, "arms: two are named x; give each its own name"),
+        ({"arms": ["simcor"]}, r"arms.0.kind=simcor: must be 'x', 'os'"),
+        ({"arms": []}, "arms: needs at least 1, has 0"),
+        ({"targets": {}}, "targets: needs at least 1, has 0"),
+        ({"steps": 0}, "steps=0: must be at least 1"),
+        ({"pretrain": {"epochs": 3}}, "pretrain.epochs: every arm trains for `steps` steps"),
+        ({"pretrain": {"data": ["open"]}}, "pretrain.data: each arm has its own"),
+        ({"pretrain": {"warmup_epochs": 1}}, "set pretrain.warmup_steps"),
+        ({"pretrian": {}}, "pretrian: unknown key; did you mean pretrain?"),
+    ],
+)
+def test_what_is_no_comparison(document, tmp_path: Path, changes, message: str) -> None:
+    with pytest.raises(CurateError, match=message):
+        settings_of(document, tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"oracle": None}, "targets.tints.evaluate.oracle: missing; arm oracle needs labels"),
+        ({"encoder": "x"}, "targets.tints: evaluate.encoder: each arm has its own"),
+        ({"protocols": ["selection"]}, "targets.tints: evaluate.protocols: every arm's selection"),
+        ({"oracel": ["blue"]}, "targets.tints.evaluate.oracel: unknown key; did you mean oracle"),
+    ],
+)
+def test_what_no_arm_can_be_measured_by(document, tmp_path: Path, changes, message: str) -> None:
+    target = document["targets"]["tints"]
+    own = {"tints": {**target, "evaluate": {**target["evaluate"], **changes}}}
+    with pytest.raises(CurateError, match=message):
+        settings_of(document, tmp_path, arms=["oracle"], targets=own)
+
+
+def test_a_target_set_to_null_is_left_out(document, tmp_path: Path) -> None:
+    tints = document["targets"]["tints"]
+    both = {"tints": tints, "other": None}
+    assert list(settings_of(document, tmp_path, targets=both).targets) == ["tints"]
+    with pytest.raises(CurateError, match="targets: needs at least 1, has 0"):
+        settings_of(document, tmp_path, targets={"tints": None})
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(CurateError, match=r"result.json: damaged: .*; remove it and run again"):
+        storage.read_json(str(tmp_path / "result.json"))

@@ -1,0 +1,164 @@
+"""Every method trains: two workers of Ray Train, real photographs, a tiny budget."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from safetensors.torch import load_file
+
+from curate.dataset import materialise
+from curate.embedding import encoders
+from curate.methods import METHODS
+from curate.pretraining import checkpoints
+from curate.pretraining.plan import TrainingPlan, make_plan
+from curate.pretraining.trainer import Trainer
+from curate.pretraining.worker import Board, Job, work
+from curate.settings import EncoderSettings, ImageSettings, TrainingSettings
+from curate.settings import load as config
+
+DATA = os.environ.get("CURATE_TEST_DATA")
+IMAGES, PX = 512, 32
+
+# Large heads made small; rates for batches of 64 and no time to warm up
+SMALL: dict[str, dict[str, Any]] = {
+    "simclr": {"preset": "simcore", "learning_rate": 0.05},
+    "moco": {"options": {"queue": 128, "momentum": 0.99}, "learning_rate": 0.1},
+    "byol": {"options": {"hidden_dim": 256, "projection_dim": 64}, "learning_rate": 0.2},
+    "simsiam": {"options": {"hidden_dim": 64, "projection_dim": 256}, "learning_rate": 0.05},
+    "swav": {
+        "options": {"hidden_dim": 256, "prototypes": 50, "queue": 128, "queue_from_epoch": 2},
+        "learning_rate": 0.3,
+        "local_views": 2,
+    },
+    "dino": {
+        "options": {
+            **{"hidden_dim": 128, "bottleneck_dim": 64, "projection_dim": 256},
+            **{"center_momentum": 0.5, "momentum": 0.97, "freeze_last_layer_epochs": 0},
+            "teacher_temperature": 0.07,
+        },
+        "learning_rate": 5e-3,
+        "local_views": 2,
+    },
+    "mae": {"options": {"decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 4}},
+    "drlim": {"learning_rate": 0.05},
+    "exemplar": {"learning_rate": 0.05},
+}
+# MoCo's loss starts low, against a queue of noise, and rises until that is full of hard negatives
+EPOCHS = {"moco": 8}
+SETTLED = {"moco": 4}  # epochs
+# Below this, most images would have one and the same embedding; untrained networks lie above it
+LEAST_DEVIATION = 0.05
+
+
+def plan_of(method: str, images: int) -> TrainingPlan:
+    small = {"learning_rate": 1e-3, **SMALL[method]}
+    backbone = "vit_tiny_patch16_224" if method == "mae" else "resnet18"
+    settings = TrainingSettings(
+        method=method,
+        epochs=EPOCHS.get(method, 4),
+        batch_size=64,
+        warmup_epochs=0,
+        clip_gradient=3,
+        **small,
+    )
+    encoder = EncoderSettings(backbone=backbone, image_px=PX)
+    return make_plan(settings, encoder, images=images, open_images=0, workers=2, section="pretrain")
+
+
+def one_after_the_other(jobs_and_board: dict[str, Any]) -> None:
+    """Ray Train takes seconds to start; nine trainings share one start."""
+    for job in jobs_and_board["jobs"]:
+        work({"job": job, "board": jobs_and_board["board"]})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, ray_session) -> Path:
+    """All methods' folders below one."""
+    root = tmp_path_factory.mktemp("methods")
+    folder = {"kind": "image_folder", "path": f"{DATA}/target-pets/train"}
+    document = {
+        "target": {**folder, "limit": IMAGES},
+        "open": [{"name": "none", **folder}],
+        "output": str(root),
+    }
+    index = materialise.training_images(
+        config.parse(document, "test"), ["target"], str(root / "data")
+    )
+    jobs = [
+        Job(
+            section="pretrain",
+            plan=plan_of(method, index.images),
+            folder=str(root / method),
+            data=str(root / "data"),
+            limits=ImageSettings(),
+            mean=None,
+            std=None,
+            crop_fraction=1.0,
+            probe=None,
+            threads=1,
+            loader_workers=0,
+            checkpoint_every=1000,
+            keep_checkpoints=1,
+            max_unreadable_fraction=0.0,
+        )
+        for method in METHODS
+    ]
+    board = Board.remote()
+    TorchTrainer(
+        one_after_the_other,
+        train_loop_config={"jobs": jobs, "board": board},
+        scaling_config=ScalingConfig(num_workers=2),
+        run_config=RunConfig(name="methods", storage_path=str(root / "ray")),
+    ).fit()
+    assert ray.get(board.failure.remote()) is None
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA, reason="CURATE_TEST_DATA is not set")
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_falls_and_nothing_collapses(trained: Path, method: str) -> None:
+    lines = (trained / method / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["epoch"] for record in records] == list(range(1, EPOCHS.get(method, 4) + 1))
+    assert records[-1]["loss"] < records[SETTLED.get(method, 1) - 1]["loss"]
+    assert min(record["embedding_std"] for record in records) > LEAST_DEVIATION
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA, reason="CURATE_TEST_DATA is not set")
+@pytest.mark.parametrize("method", METHODS)
+def test_checkpoint_and_encoder_round_trip(trained: Path, method: str) -> None:
+    plan = plan_of(method, IMAGES)
+    state = checkpoints.newest(str(trained / method / "checkpoints"))
+    assert state is not None and state["step"] == plan.steps
+    trainer = Trainer(plan, torch.device("cpu"))
+    fresh = {name: value.clone() for name, value in trainer.method.state_dict().items()}
+    assert any(not torch.equal(value, state["method"][name]) for name, value in fresh.items())
+    trainer.load(state)
+    again = trainer.state()
+    assert again["step"] == state["step"]
+    assert all(torch.equal(v, again["method"][k]) for k, v in state["method"].items())
+    before, after = state["optimizer"]["state"], again["optimizer"]["state"]
+    assert before.keys() == after.keys() and len(before) > 0
+    for number, tensors in before.items():
+        for name, value in tensors.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(after[number][name]))
+    exported = load_file(trained / method / "encoder.safetensors")
+    kept = trainer.method.encoder().state_dict()
+    assert exported.keys() == kept.keys()
+    assert all(torch.equal(value, kept[name]) for name, value in exported.items())
+    loaded = encoders.build(
+        EncoderSettings(backbone=plan.backbone, image_px=PX, checkpoint=str(trained / method))
+    )
+    weights = loaded.module.state_dict()
+    counters = {name for name in weights if name.endswith("num_batches_tracked")}  # never loaded
+    assert all(torch.equal(weights[name], exported[name]) for name in weights.keys() - counters)

@@ -1,0 +1,230 @@
+"""Plans: the papers' figures where the config says nothing, and what it says where it does."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from curate.errors import CurateError
+from curate.pretraining.plan import TrainingPlan, make_plan, rescaled_epochs
+from curate.settings import EncoderSettings, TrainingSettings
+from curate.settings.recipes import RECIPES
+
+
+def plan_of(
+    images: int = 100_000,
+    open_images: int = 0,
+    workers: int = 1,
+    encoder: dict[str, Any] | None = None,
+    **settings: Any,
+) -> TrainingPlan:
+    return make_plan(
+        TrainingSettings(**settings),
+        EncoderSettings(**(encoder or {})),
+        images=images,
+        open_images=open_images,
+        workers=workers,
+        section="pretrain",
+    )
+
+
+def error_of(**settings: Any) -> str:
+    with pytest.raises(CurateError) as error:
+        plan_of(**settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# What the papers state, at their batch sizes
+PAPERS: dict[str, dict[str, Any]] = {
+    # 0.3 · batch / 256; "trained at batch size 4096 for [up to] 1000 epochs"
+    "simclr": {"optimizer": "lars", "rate": 0.3 / 256, "batch": 4096, "warmup": 10},
+    "byol": {"optimizer": "lars", "rate": 0.2 / 256, "batch": 4096, "warmup": 10},
+    "moco": {"optimizer": "sgd", "rate": 0.03 / 256, "batch": 256, "warmup": 0},
+    "simsiam": {"optimizer": "sgd", "rate": 0.05 / 256, "batch": 512, "warmup": 0},
+    "swav": {"optimizer": "lars", "rate": 0.6 / 256, "batch": 256, "warmup": 0},
+    "dino": {"optimizer": "adamw", "rate": 0.0005 / 256, "batch": 1024, "warmup": 10},
+    "mae": {"optimizer": "adamw", "rate": 1.5e-4 / 256, "batch": 4096, "warmup": 40},
+}
+
+
+@pytest.mark.parametrize("method", PAPERS)
+@pytest.mark.parametrize("batch_size", [None, 64])
+def test_defaults_are_the_papers(method: str, batch_size: int | None) -> None:
+    """The first preset; rates grow and shrink with the batch."""
+    paper = PAPERS[method]
+    plan = plan_of(method=method, batch_size=batch_size)
+    assert plan.batch_size == (batch_size or paper["batch"])
+    assert plan.optimizer == paper["optimizer"] and plan.warmup_epochs == paper["warmup"]
+    assert plan.learning_rate == pytest.approx(paper["rate"] * plan.batch_size)
+    assert plan.preset == next(iter(RECIPES[method]))
+
+
+@pytest.mark.parametrize("method", [m for m, presets in RECIPES.items() if "simcore" in presets])
+def test_preset_of_simcores_authors(method: str) -> None:
+    plan = plan_of(method=method, preset="simcore")
+    assert sum(view.count for view in plan.views) == 2
+    assert {view.scale for view in plan.views} == {(0.2, 1.0)}
+    if method != "dino":  # which keeps its own optimiser
+        assert (plan.optimizer, plan.nesterov, plan.batch_size) == ("sgd", True, 512)
+        assert (plan.learning_rate, plan.epochs, plan.weight_decay) == (0.1, 5000, 1e-4)
+        assert plan.momentum == 0.9 and plan.final_learning_rate == 1e-3
+
+
+def test_every_recipe_makes_a_plan() -> None:
+    for method, presets in RECIPES.items():
+        for preset, recipe in presets.items():
+            plan = plan_of(method=method, preset=preset)
+            assert plan.options == recipe.options and plan.views == recipe.views
+            assert json.loads(json.dumps(plan.to_dict()))["method"] == method
+
+
+def test_what_is_set_goes_before_the_recipe() -> None:
+    """Zeros too: they are no gaps."""
+    given = {
+        "epochs": 7,
+        "batch_size": 96,
+        "optimizer": "sgd",
+        "learning_rate": 0.25,
+        "weight_decay": 0.0,
+        "weight_decay_end": 0.0,
+        "momentum": 0.0,
+        "warmup_epochs": 0.0,
+        "schedule": "constant",
+        "clip_gradient": 1.5,
+        "precision": "bf16",
+        "seed": 11,
+    }
+    plan = plan_of(method="dino", **given).to_dict()
+    assert {key: plan[key] for key in given} == given
+
+
+def test_model_is_the_encoders_unless_it_is_set() -> None:
+    encoder = {"backbone": "resnet18", "image_px": 48, "small_stem": True}
+    plan = plan_of(encoder=encoder)
+    assert (plan.backbone, plan.image_px, plan.small_stem) == ("resnet18", 48, True)
+    own = plan_of(encoder=encoder, backbone="resnet50", image_px=64, small_stem=False)
+    assert (own.backbone, own.image_px, own.small_stem) == ("resnet50", 64, False)
+
+
+def test_options_are_merged() -> None:
+    usual = plan_of(method="moco").options
+    plan = plan_of(method="moco", options={"temperature": 0.5, "queue": 1024})
+    assert plan.options == {**usual, "temperature": 0.5, "queue": 1024}
+    assert usual["temperature"] == 0.2 and usual["queue"] == 65_536
+    assert plan_of(method="moco").options == usual, "and the recipe stays as it was"
+
+
+# Epochs
+
+
+@pytest.mark.parametrize(
+    ("epochs", "open_images", "expected"),
+    [
+        # min(E, 100 / (|I| / 1,281,167))
+        (5000, 0, 5000),  # the target alone
+        (5000, 1000, 5000),  # 128,116.7
+        (5000, 25_623, 5000),  # 5,000.07
+        (5000, 25_624, 5000),  # 4,999.87
+        (5000, 25_630, 4999),  # 4,998.70
+        (5000, 128_117, 1000),  # 999.99…
+        (5000, 1_281_167, 100),  # ImageNet itself
+        (100, 1_281_166, 100),
+        (5000, 14_197_122, 9),  # 9.02, ImageNet-21k
+        (5000, 10**9, 1),  # never none
+        (100, 640_583, 100),  # 200, over E
+        (200, 960_000, 133),  # 133.45
+    ],
+)
+def test_epochs_by_the_authors_formula(epochs: int, open_images: int, expected: int) -> None:
+    assert rescaled_epochs(epochs, open_images) == expected
+
+
+def test_auto_epochs_are_of_the_open_images_alone() -> None:
+    simcore = {"method": "simclr", "preset": "simcore"}
+    assert plan_of(200_000, 128_117, epochs="auto", **simcore).epochs == 1000
+    assert plan_of(200_000, 0, epochs="auto", **simcore).epochs == 5000
+    assert plan_of(200_000, 128_117, **simcore).epochs == 5000, "where it is not asked for"
+    assert plan_of(200_000, 128_117, epochs=3, **simcore).epochs == 3
+
+
+# Batches
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "workers", "batches"),
+    [
+        (1000, 100, 4, (100, 10)),
+        (1099, 100, 4, (100, 10)),
+        (100, 100, 4, (100, 1)),
+        (99, 100, 4, (96, 1)),
+        (99, 100, 1, (99, 1)),
+        (8, 4096, 4, (8, 1)),
+        (2, 2, 1, (2, 1)),
+    ],
+)
+def test_steps(images: int, batch_size: int, workers: int, batches: tuple[int, int]) -> None:
+    plan = plan_of(images, workers=workers, batch_size=batch_size, epochs=3)
+    assert (plan.batch_size, plan.steps_per_epoch) == batches
+    assert plan.steps == 3 * batches[1] and plan.batch_size % workers == 0
+
+
+def test_rate_is_of_the_batch_that_fits() -> None:
+    """SimCore's 0.1 at 512."""
+    plan = plan_of(images=300, method="simclr", preset="simcore")
+    assert plan.batch_size == 300 and plan.learning_rate == pytest.approx(0.1 * 300 / 512)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"batch_size": 100, "workers": 3},
+            "pretrain.batch_size=100: not divisible by 3 workers; set it to 99",
+        ),
+        (
+            {"batch_size": 2, "workers": 8},
+            "pretrain.batch_size=2: not divisible by 8 workers; set it to 8",
+        ),
+        (
+            {"batch_size": 4, "workers": 4},
+            "pretrain.batch_size=4: 4 workers need two images each at least",
+        ),
+        (
+            {"images": 7, "workers": 4},
+            "pretrain: 7 images are too few for 4 workers; set pretrain.workers=1",
+        ),
+        ({"images": 1}, "pretrain: a training set needs two images at least, and has 1"),
+    ],
+)
+def test_batches_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+    assert error_of(**settings) == message
+
+
+# Views
+
+
+def test_crop_scale_is_of_the_full_size() -> None:
+    plan = plan_of(method="swav", crop_scale=(0.3, 0.9))
+    assert [view.scale for view in plan.views] == [(0.3, 0.9), (0.05, 0.14)]
+
+
+def test_colour_strength_multiplies_the_jitter() -> None:
+    [view] = plan_of(method="simclr", colour_strength=0.5).views
+    assert view.jitter == (0.4, 0.4, 0.4, 0.1)
+    [view] = plan_of(method="simclr", colour_strength=0).views
+    assert view.jitter == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(None, [2, 6]), (2, [2, 2]), (0, [2])])
+def test_local_views(count: int | None, expected: list[int]) -> None:
+    assert [view.count for view in plan_of(method="swav", local_views=count).views] == expected
+
+
+def test_local_views_of_a_recipe_without_any() -> None:
+    assert error_of(method="simclr", local_views=4) == (
+        "pretrain.local_views=4: this recipe of simclr has no small views; leave it out"
+    )
+    assert "recipe of dino" in error_of(method="dino", preset="simcore", local_views=0)

@@ -1,0 +1,165 @@
+"""One rank of a training, without Ray: every backbone, precision, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from curate.dataset.crops import Crops
+from curate.dataset.views import draw_parameters
+from curate.embedding.backbones import TESTED
+from curate.errors import CurateError
+from curate.pretraining.plan import TrainingPlan, make_plan
+from curate.pretraining.trainer import Trainer, deviation
+from curate.settings import EncoderSettings, TrainingSettings
+
+IMAGES = 4
+
+
+def plan_of(image_px: int = 32, **changes: Any) -> TrainingPlan:
+    changes = {"method": "simclr", "batch_size": IMAGES, "epochs": 2, "warmup_epochs": 0} | changes
+    return make_plan(
+        TrainingSettings(**changes),
+        EncoderSettings(backbone="resnet18", image_px=image_px),
+        images=2 * IMAGES,
+        open_images=0,
+        workers=1,
+        section="pretrain",
+    )
+
+
+def trainer_of(plan: TrainingPlan) -> Trainer:
+    return Trainer(plan, torch.device("cpu"))
+
+
+def crops_of(trainer: Trainer, seed: int = 0) -> Crops:
+    """Noise in the views that the trainer's method wants."""
+    rng = np.random.default_rng(seed)
+    views = [shape for shape in trainer.shapes for _ in range(shape.view.count)]
+    pixels = [rng.integers(0, 256, (IMAGES, s.px, s.px, 3), dtype=np.uint8) for s in views]
+    parameters = [np.stack([draw_parameters(rng, s.view) for _ in range(IMAGES)]) for s in views]
+    return Crops(
+        [torch.from_numpy(x) for x in pixels],
+        [torch.from_numpy(x) for x in parameters],
+        torch.arange(IMAGES),
+        torch.full((IMAGES,), -1),
+        torch.from_numpy(rng.random((IMAGES, trainer.method.noise), np.float32)),
+        [],
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TESTED)
+def test_every_backbone_trains(name: str) -> None:
+    trainer = trainer_of(plan_of(backbone=name, learning_rate=0.1, optimizer="sgd"))
+    before = {n: w.detach().clone() for n, w in trainer.method.backbone.named_parameters()}
+    loss, spread, rate = trainer.step(crops_of(trainer))
+    assert torch.isfinite(loss) and torch.isfinite(spread) and rate == 0.1
+    trainer.step(crops_of(trainer, 1))  # a ResNet's blocks begin as identities, and pass nothing on
+    moved = [n for n, w in trainer.method.backbone.named_parameters() if (w != before[n]).any()]
+    assert len(moved) > 0.9 * len(before)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
+def test_small_stem_trains(name: str) -> None:
+    trainer = trainer_of(plan_of(backbone=name, small_stem=True))
+    loss, _, _ = trainer.step(crops_of(trainer))
+    assert torch.isfinite(loss)
+
+
+def test_dino_on_a_vision_transformer_sees_small_views() -> None:
+    """Its positions are interpolated; stochastic depth is the student's alone."""
+    plan = plan_of(
+        64,
+        method="dino",
+        backbone="vit_tiny_patch16_224",
+        local_views=2,
+        options={"projection_dim": 32, "hidden_dim": 32, "bottleneck_dim": 16},
+    )
+    trainer = trainer_of(plan)
+    assert [shape.px for shape in trainer.shapes] == [64, 64, 32]  # 27 px, in whole patches
+    rates = [
+        {m.drop_prob for m in backbone.modules() if type(m).__name__ == "DropPath"}
+        for backbone in (trainer.method.backbone, trainer.method.encoder())
+    ]
+    assert max(rates[0]) == pytest.approx(0.1) and rates[1] == {0.0}
+    loss, _, _ = trainer.step(crops_of(trainer))
+    assert torch.isfinite(loss)
+
+
+def test_what_a_step_draws_depends_on_the_step_alone() -> None:
+    """Stochastic depth: the same after other random numbers were drawn, as after a restart."""
+
+    def losses(disturbed: bool) -> list[float]:
+        plan = plan_of(
+            method="dino",
+            backbone="vit_tiny_patch16_224",
+            local_views=0,
+            options={"projection_dim": 32, "hidden_dim": 32, "bottleneck_dim": 16},
+        )
+        trainer = trainer_of(plan)
+        found = []
+        for step in range(3):
+            if disturbed:
+                torch.rand(step + 1)
+            found.append(float(trainer.step(crops_of(trainer, step))[0]))
+        return found
+
+    assert losses(False) == losses(True)
+
+
+def test_bf16_stays_near_float32() -> None:
+    found = []
+    for precision in ("float32", "bf16"):
+        trainer = trainer_of(plan_of(precision=precision, preset="simcore"))
+        assert trainer.bf16 == (precision == "bf16")
+        found.append(float(trainer.step(crops_of(trainer))[0]))
+    assert found[0] != found[1]
+    assert found[0] == pytest.approx(found[1], rel=0.05)
+
+
+def test_gradients_are_clipped() -> None:
+    """With the norm held to almost nothing, plain SGD moves the weights by almost nothing."""
+
+    def moved(clip: float | None) -> float:
+        plan = plan_of(
+            clip_gradient=clip, optimizer="sgd", learning_rate=1.0, weight_decay=0, momentum=0
+        )
+        trainer = trainer_of(plan)
+        before = [w.detach().clone() for w in trainer.method.parameters()]
+        trainer.step(crops_of(trainer))
+        after = [w.detach() for w in trainer.method.parameters()]
+        squares = [(a - b).square().sum() for a, b in zip(after, before, strict=True)]
+        return float(torch.stack(squares).sum().sqrt())
+
+    assert moved(None) > 1e-2
+    assert moved(1e-3) == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"method": "mae", "backbone": "vit_tiny_patch16_224", "options": {"mask_ratio": 0.0}},
+            "pretrain.options: mask_ratio=0.0 hides none of 4 patches",
+        ),
+        ({"method": "moco", "options": {"queue": 0}}, "pretrain.options: queue=0: MoCo needs"),
+        (
+            {"method": "mae", "backbone": "resnet18"},
+            "mae needs a vision transformer, such as vit_t",
+        ),
+    ],
+)
+def test_what_a_method_cannot_be(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CurateError) as refused:
+        trainer_of(plan_of(**changes))
+    assert message in str(refused.value)
+
+
+def test_deviation_of_the_sphere_and_of_a_point() -> None:
+    points = torch.randn(4096, 64, generator=torch.Generator().manual_seed(0))
+    assert float(deviation(points)) == pytest.approx(1, abs=0.02)
+    assert float(deviation(points[:1].expand(100, -1))) == pytest.approx(0, abs=1e-6)

@@ -1,0 +1,286 @@
+"""The whole run, on real files and a real Ray, against the definition and its own accounts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from curate import storage
+from curate.errors import CurateError
+from curate.pipeline import run
+from curate.settings import load as config
+from tests import datasets
+from tests.oracles import brute_force_rounds
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory, ray_session):
+    return datasets.write_merged(tmp_path_factory.mktemp("sets"))
+
+
+@pytest.fixture(scope="module")
+def finished(document):
+    """One run over the merged sets, and its summary."""
+    summary = run(config.parse(document, "test"))
+    return Path(document["output"]), summary
+
+
+def settings_of(document, **changes):
+    return config.parse({**document, **changes}, "test")
+
+
+def embeddings_of(output: Path, set_name: str) -> pa.Table:
+    files = sorted((output / "embeddings" / set_name).glob("*.arrow"))
+    return pa.concat_tables(
+        pa.ipc.open_file(str(file)).read_all().replace_schema_metadata() for file in files
+    )
+
+
+def matrix(table: pa.Table) -> np.ndarray:
+    return np.stack(table["embedding"].to_numpy())
+
+
+def test_every_image_is_accounted_for(finished) -> None:
+    output, summary = finished
+    rows = summary["sources"]["open"]
+    assert {name: row["seen"] for name, row in rows.items()} == datasets.SEEN
+    assert {name: row["rejected"] for name, row in rows.items()} == datasets.REJECTED
+    assert sum(row["selected"] for row in rows.values()) == summary["selected"] == 40
+    assert summary == json.loads((output / "summary.json").read_text())
+    rejects = pq.read_table(output / "rejected").to_pylist()
+    reasons = {row["key"].rpartition("/")[2]: (row["stage"], row["reason"]) for row in rejects}
+    assert reasons["empty.png"] == ("decode", "empty")
+    assert reasons["page.jpg"] == ("decode", "not an image in a known format")
+    assert reasons["tiny.png"] == ("decode", "3×3 is under min_px 8")
+    assert reasons["missing.png"] == ("read", "no such file")
+    assert reasons["cut.png"][1].startswith("damaged")
+
+
+def test_embeddings_are_unit_rows_in_plan_order(finished) -> None:
+    output, _ = finished
+    table = embeddings_of(output, "open")
+    norms = np.linalg.norm(matrix(table).astype(np.float64), axis=1)
+    assert np.abs(norms - 1).max() < 1e-3
+    keys = table["key"].to_pylist()
+    tars = [k for k in keys if k.isdigit()]
+    assert tars == [f"{seed:04d}" for seed in range(100, 140)]
+    labels = dict(zip(keys, table["label"].to_pylist(), strict=True))
+    assert labels["0100"] == "class1" and labels["a/deeper/0000.png"] == "a"
+
+
+def test_selection_is_the_definitions(finished) -> None:
+    output, summary = finished
+    opened = embeddings_of(output, "open")
+    centroids = np.rint(np.load(output / "centroids.npy").astype(np.float64) * 2**24) / 2**24
+    expected = brute_force_rounds(matrix(opened), centroids, budget=40)
+    manifest = pq.read_table(output / "coreset.parquet")
+    found = zip(
+        manifest["sha256"].to_pylist(),
+        manifest["centroid"].to_pylist(),
+        manifest["round"].to_pylist(),
+        manifest["similarity"].to_pylist(),
+        strict=True,
+    )
+    sha256 = opened["sha256"].to_pylist()
+    assert list(found) == [(sha256[row], q, t, w) for row, q, t, w in expected["rows"]]
+    rounds = pq.read_table(output / "rounds.parquet")
+    assert rounds["objective"].to_pylist() == expected["objectives"]
+    assert rounds["total"].to_pylist()[-1] == 40
+    assert summary["stopped_because"] == expected["why"] == "budget"
+    about = json.loads(manifest.schema.metadata[b"curate"])
+    assert about["selected"] == 40 and about["coreset"]["clusters"] == 5
+
+
+def test_manifest_leads_back_to_the_bytes(finished) -> None:
+    output, _ = finished
+    sources = set()
+    for row in pq.read_table(output / "coreset.parquet").to_pylist():
+        if row["offset"] is not None:
+            data = storage.read_range(row["uri"], row["offset"], row["size"])
+        elif row["row"] is not None:
+            data = pq.read_table(row["uri"])["image"][row["row"]].as_py()
+        else:
+            data = Path(row["uri"]).read_bytes()
+        assert len(data) == row["size"] and hashlib.sha256(data).hexdigest() == row["sha256"]
+        sources.add(row["source"])
+    assert len(sources) >= 3
+
+
+def test_rerun_redoes_only_what_is_missing(document, finished) -> None:
+    output, _ = finished
+    manifest = (output / "coreset.parquet").read_bytes()
+    lost = sorted((output / "embeddings" / "open").glob("*.arrow"))[2]
+    kept = lost.read_bytes()
+    lost.unlink()
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*.arrow")}
+    again = run(settings_of(document))
+    assert again["embedded_now"] == pa.ipc.open_file(pa.py_buffer(kept)).read_all().num_rows
+    assert lost.read_bytes() == kept
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (output / "coreset.parquet").read_bytes() == manifest
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"encoder": {"backbone": "resnet18", "image_px": 48}}, "encoder.image_px was 32, is 48"),
+        ({"encoder": {"backbone": "resnet18", "image_px": 32, "seed": 1}}, "encoder.weights was"),
+        ({"images": {"min_px": 9}}, "images.min_px was 8, is 9"),
+        ({"open": 0}, "open.list was set, is absent"),
+    ],
+)
+def test_other_settings_refuse_to_resume(document, finished, change, named) -> None:
+    if "open" in change:
+        change = {"open": document["open"][:3]}
+    with pytest.raises(CurateError, match=named):
+        run(settings_of(document, **change))
+
+
+def test_fresh_starts_over_and_leaves_other_files(document, finished, tmp_path) -> None:
+    output = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    (output / "notes.txt").write_text("mine")
+    changed = settings_of(document, output=str(output), images={"min_px": 25})
+    with pytest.raises(CurateError, match="--fresh"):
+        run(changed)
+    again = run(settings_of(document, output=str(output)), fresh=True)
+    assert again["embedded_now"] == sum(datasets.SEEN.values()) + 24
+    assert (output / "notes.txt").read_text() == "mine"
+    manifests = [path / "coreset.parquet" for path in (output, finished[0])]
+    assert manifests[0].read_bytes() == manifests[1].read_bytes()
+
+
+def test_shard_that_was_changed_is_named(document, finished, tmp_path) -> None:
+    output = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    shard = sorted((output / "embeddings" / "open").glob("*.arrow"))[1]
+    table = pa.ipc.open_file(str(shard)).read_all()
+    with pa.ipc.new_file(str(shard), table.schema) as writer:
+        writer.write_table(table.slice(1))
+    with pytest.raises(CurateError, match=rf"{shard.name}: \d+ rows where \d+ were counted"):
+        run(settings_of(document, output=str(output)))
+    shard.write_bytes(b"nothing")
+    with pytest.raises(CurateError, match=rf"{shard.name}: not a shard of this run"):
+        run(settings_of(document, output=str(output)))
+
+
+def test_selection_settings_use_the_embeddings_again(document, finished, tmp_path) -> None:
+    output = Path(shutil.copytree(finished[0], tmp_path / "run"))
+
+    def select(**coreset):
+        summary = run(settings_of(document, output=str(output), coreset=coreset))
+        assert summary["embedded_now"] == 0
+        return summary, pq.read_table(output / "coreset.parquet")
+
+    summary, table = select(method="all")
+    assert len(table) == sum(datasets.SEEN.values()) - sum(datasets.REJECTED.values())
+    _, sample = select(method="random", budget=0.25, seed=3)
+    _, same = select(method="random", budget=0.25, seed=3)
+    _, other = select(method="random", budget=0.25, seed=4)
+    assert len(sample) == round(0.25 * len(table)) and sample.equals(same)
+    assert not sample.equals(other)
+    assert sample["centroid"].null_count == len(sample)
+    _, oracle = select(method="oracle", labels=["class1", "b"])
+    assert set(oracle["label"].to_pylist()) == {"class1", "b"}
+    assert len(oracle) == sum(x in ("class1", "b") for x in table["label"].to_pylist())
+    with pytest.raises(CurateError, match="labels"):
+        select(method="oracle", labels=["nobody"])
+    summary, capped = select(clusters=5, tau=None, budget=1000, budget_times_target=2.0)
+    assert len(capped) == 48 and summary["stopped_because"] == "budget"
+    summary, single = select(clusters=1, tau=None, budget=7)
+    assert single["round"].to_pylist() == list(range(1, 8))
+    select(clusters=10_000, tau=0.5, budget=5)
+    assert len(np.load(output / "centroids.npy")) == 24  # every target image its own
+
+
+def test_too_many_rejects_fail_and_say_why(document, finished, tmp_path) -> None:
+    output = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    strict = {"images": {"max_rejected_fraction": 0.01}, "output": str(output)}
+    with pytest.raises(CurateError, match=r"max_rejected_fraction=0.01: 5 of 121 .* open set"):
+        run(settings_of(document, **strict))
+    assert pq.read_table(output / "rejected").num_rows == 5
+
+
+def test_an_image_lost_between_the_files_is_noticed(document, finished, tmp_path) -> None:
+    output = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    next(iter((output / "rejected").glob("*.parquet"))).unlink()
+    with pytest.raises(CurateError, match=r"do not agree; remove .*arrow and run again"):
+        run(settings_of(document, output=str(output)))
+
+
+def test_source_that_matches_nothing_names_itself(document, tmp_path) -> None:
+    open_sets = [{"name": "gone", "kind": "webdataset", "path": str(tmp_path / "*.tar")}]
+    with pytest.raises(CurateError, match=r"source gone: .*\*\.tar: matches no file"):
+        run(settings_of(document, open=open_sets, output=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_output_that_cannot_be_written(document, tmp_path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CurateError, match=r"file/run.*cannot be written"):
+        run(settings_of(document, output=str(tmp_path / "file" / "run")))
+
+
+# A driver of its own
+
+
+def job(config_path: Path, *extra: str) -> list[str]:
+    return [sys.executable, str(ROOT / "jobs" / "curate.py"), "--config", str(config_path), *extra]
+
+
+def write_config(path: Path, document: dict, **changes) -> Path:
+    path.write_text(yaml.safe_dump({**document, **changes}))
+    return path
+
+
+@pytest.mark.slow
+def test_driver_killed_mid_embedding_resumes_to_the_same_bytes(
+    document, finished, tmp_path
+) -> None:
+    output = tmp_path / "killed"
+    # Units of two images: many moments to be killed in between
+    config_path = write_config(
+        tmp_path / "run.yaml", document, output=str(output), embed={"unit_images": 2}
+    )
+    environment = {**os.environ, "RAY_ADDRESS": ""}
+    process = subprocess.Popen(
+        job(config_path), cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    folder = output / "embeddings" / "open"
+    deadline = time.monotonic() + 120
+    while not any(folder.glob("*.arrow")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "no unit done in two minutes"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (output / "coreset.parquet").exists()
+    done = {path: path.stat().st_mtime_ns for path in output.rglob("part-*.arrow")}
+    units = pq.read_table(output / "plan.parquet").num_rows
+    assert 0 < len(done) < units, "killed too late to prove anything"
+
+    again = subprocess.run(
+        job(config_path), cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    undisturbed = run(
+        settings_of(document, output=str(tmp_path / "whole"), embed={"unit_images": 2})
+    )
+    assert undisturbed["embedded_now"] > 0
+    manifest = (output / "coreset.parquet").read_bytes()
+    assert manifest == (tmp_path / "whole" / "coreset.parquet").read_bytes()
+    assert "manifest:" in again.stdout and "do not agree" not in again.stderr
