@@ -29,10 +29,11 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from curate import cluster
-from curate.embedding import encoders, stage
+from curate.embedding import encoders
 from curate.embedding.encoders import Embedder
+from curate.embedding.stage import embed
 from curate.images import decode, resize_crop
-from curate.runfiles import plan
+from curate.runfiles.run import Run
 from curate.settings import RunSettings
 from curate.settings import load as config
 
@@ -74,10 +75,12 @@ def bare_loop(settings: RunSettings, paths: list[Path]) -> tuple[float, NDArray]
 def ours(settings: RunSettings) -> tuple[float, NDArray]:
     """(seconds with Ray already up, embeddings (N, D)) of the project's own stage."""
     begun = time.monotonic()
-    units = [unit for unit in plan.make(settings) if unit.set == "open"]
-    stage.embed(settings, encoders.build(settings.encoder), units)
+    encoder = encoders.build(settings.encoder)
+    run = Run.begin(settings, {})
+    embed(run, encoder)
     seconds = time.monotonic() - begun
-    tables = [pa.ipc.open_file(unit.embeddings_uri(settings.output)).read_all() for unit in units]
+    shards = [shard.uri for shard in run.embedded().open]
+    tables = [pa.ipc.open_file(uri).read_all() for uri in shards]
     return seconds, np.concatenate([np.stack(t["embedding"].to_numpy()) for t in tables])
 
 
@@ -85,7 +88,7 @@ def settings_for(folder: Path, output: Path) -> RunSettings:
     source = {"kind": "image_folder", "path": str(folder)}
     return config.parse(
         {
-            "target": source,
+            "target": {**source, "limit": 1},  # a run has one; it is not what is timed
             "open": [{"name": "photographs", **source}],
             "encoder": {
                 "backbone": "resnet18",

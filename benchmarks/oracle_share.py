@@ -21,11 +21,12 @@ from typing import Any
 
 from curate import cluster, storage
 from curate.coreset.quality import Quality
-from curate.coreset.quality_on_ray import selection_quality
+from curate.coreset.quality_on_ray import coreset_quality
 from curate.embedding import encoders
 from curate.evaluate import stage
 from curate.pipeline import run
-from curate.runfiles import fingerprint
+from curate.runfiles.files import RunFiles
+from curate.runfiles.run import Run
 from curate.settings import EncoderSettings, EvaluateSettings, RunSettings
 
 
@@ -40,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
 
     output = options.run.rstrip("/")
-    settings = fingerprint.written(output).settings
+    settings = Run.open(output).settings
     evaluate = settings.evaluate
     if evaluate is None or not evaluate.oracle:
         parser.error(f"{output}/config.yaml has no evaluate.oracle; name the labels there")
@@ -71,7 +72,7 @@ def encoders_of(
     """The encoder before its training, each checkpoint of it that is kept, and the others."""
     fixed = {"pretrain_on_target": None, "checkpoint": None, "pretrained": False}
     yield "0", settings.encoder.model_copy(update=fixed)
-    folder = storage.join(settings.output, "target_encoder", "checkpoints")
+    folder = RunFiles(settings.output).target_encoder.checkpoints
     for name in sorted(storage.names_in(folder)):
         step = re.fullmatch(r"step-(\d+)\.pt", name)
         if step and int(step[1]) % every == 0:
@@ -89,8 +90,7 @@ def quality_of(
     limits = {"method": "simcore", "tau": None, "budget": p, "budget_times_target": None}
     coreset = settings.coreset.model_copy(update={**changes, **limits})
     run(settings.model_copy(update={"coreset": coreset}))
-    manifest = storage.join(settings.output, "coreset.parquet")
-    return selection_quality(settings.output, manifest, set(evaluate.oracle or []))
+    return coreset_quality(settings.output, set(evaluate.oracle or []))
 
 
 def knn(settings: RunSettings, evaluate: EvaluateSettings, folder: str) -> float:

@@ -1,4 +1,4 @@
-"""The command line: `curate run`, `curate select`, `curate pretrain`, `curate evaluate`."""
+"""The command line, `curate COMMAND`: each command imports what it needs when it is called."""
 
 from __future__ import annotations
 
@@ -124,11 +124,11 @@ def run_command(options: argparse.Namespace) -> None:
     settings = load(options.config, options.overrides)
     from curate import cluster
     from curate.pipeline import run
-    from curate.runfiles.summary import table_of
+    from curate.runfiles.files import RunFiles
 
     cluster.connect(options.address, verbose=options.verbose)
     summary = run(settings, fresh=options.fresh)
-    print(table_of(summary, settings.output))
+    print(summary.table(RunFiles(settings.output)))
 
 
 def pretrain_command(options: argparse.Namespace) -> None:
@@ -137,10 +137,9 @@ def pretrain_command(options: argparse.Namespace) -> None:
     settings = load(options.config, options.overrides)
     from curate import cluster
     from curate.pretraining.stage import pretrain
-    from curate.runfiles.summary import training_table
 
     cluster.connect(options.address, verbose=options.verbose)
-    print(training_table(pretrain(settings, fresh=options.fresh)))
+    print(pretrain(settings, fresh=options.fresh).table())
 
 
 def evaluate_command(options: argparse.Namespace) -> None:
@@ -170,9 +169,10 @@ def compare_command(options: argparse.Namespace) -> None:
 def _recut_command(options: argparse.Namespace) -> None:
     from curate import cluster
     from curate.coreset.recut import recut
+    from curate.settings.base import absolute
 
     cluster.connect(options.address, verbose=options.verbose)
-    print(recut(options.run, options.tau))
+    print(recut(absolute(options.run), options.tau))
 
 
 def _report_command(options: argparse.Namespace) -> None:

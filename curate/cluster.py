@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,16 @@ def _quiet_stderr(quiet: bool) -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def over_tasks(task: Any, items: Sequence[Any], at_once: int, *arguments: Any) -> list[Any]:
+    """Results of `task(some of the items, *arguments)`, at_once items each, in their order.
+
+    task: a `ray.remote` function. Arguments go into the object store once.
+    """
+    shared = [ray.put(one) for one in arguments] if len(items) else []
+    groups = [items[start : start + at_once] for start in range(0, len(items), at_once)]
+    return results([task.remote(group, *shared) for group in groups])
 
 
 def results(references: list[ObjectRef]) -> list[Any]:

@@ -5,24 +5,23 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
 
 from curate import storage
 from curate.coreset import manifest
-from curate.coreset import stage as coresets
+from curate.coreset import stage as coreset
 from curate.embedding import encoders
-from curate.embedding.stage import count, embed
+from curate.embedding.stage import embed
 from curate.pretraining.stage import pretrain, pretrain_on_target
-from curate.runfiles import accounts, fingerprint
+from curate.runfiles import accounts
+from curate.runfiles.files import RunFiles
+from curate.runfiles.fingerprint import fingerprint
+from curate.runfiles.run import Run, remove
+from curate.runfiles.summary import Summary
 from curate.settings import RunSettings
-
-log = logging.getLogger(__name__)
-
-Summary = dict[str, Any]
 
 
 def run(settings: RunSettings, *, fresh: bool = False) -> Summary:
@@ -31,7 +30,7 @@ def run(settings: RunSettings, *, fresh: bool = False) -> Summary:
     fresh: remove what an earlier run left under `output`, and start over.
     Raises CurateError where the run cannot be what the settings ask for.
     """
-    output = settings.output
+    files = RunFiles(settings.output)
     seconds: dict[str, float] = {}
     trained_here = settings.encoder.pretrain_on_target is not None
     if trained_here:
@@ -39,48 +38,40 @@ def run(settings: RunSettings, *, fresh: bool = False) -> Summary:
             settings = _with_target_encoder(settings, fresh)
     with _timed(seconds, "plan"):
         encoder = encoders.build(settings.encoder)
-        mark = fingerprint.fingerprint(
-            settings, encoder.preprocessing, encoders.weights_hash(encoder.module)
-        )
+        weights = encoders.weights_hash(encoder.module)
         if fresh:
-            fingerprint.remove_earlier(output, but="target_encoder" if trained_here else None)
-        units = fingerprint.plan_of(settings, mark)
+            remove(settings.output, but=files.target_encoder.folder if trained_here else None)
+        this = Run.begin(settings, fingerprint(settings, encoder.preprocessing, weights))
     with _timed(seconds, "embed"):
-        progress = embed(settings, encoder, units)
+        progress = embed(this, encoder)
     with _timed(seconds, "count"):
-        found = count(settings, units)
-        counts = accounts.by_source(units, found, output)
-        storage.write_json(storage.join(output, "summary.json"), {"sources": counts})
-        accounts.check_rejected(
-            counts, settings.images.max_rejected_fraction, storage.join(output, "rejected")
-        )
+        counts = this.counts()
+        storage.write_json(files.summary, {"sources": counts.to_json()})
+        accounts.check_rejected(counts, settings.images.max_rejected_fraction, files.rejected)
     with _timed(seconds, "centroids"):
-        there = coresets.embedded(settings, units, found, fingerprint.digest(mark))
-        centres = coresets.centroids_of(there, settings.coreset)
+        found = coreset.embedded(this)
+        centres = coreset.centroids_of(found, settings.coreset)
         if centres is not None:
-            coresets.save_centroids(storage.join(output, "centroids.npy"), centres)
+            coreset.save_centroids(files.centroids, centres)
     with _timed(seconds, "select"):
-        chosen = coresets.choose(settings.coreset, there, centres)
+        selection = coreset.choose(settings.coreset, found, centres)
     with _timed(seconds, "manifest"):
-        uri = storage.join(output, "coreset.parquet")
-        table = coresets.write_manifest(uri, settings.coreset, there, chosen)
-        manifest.write_rounds(storage.join(output, "rounds.parquet"), chosen.rounds)
+        table = coreset.write_manifest(files.manifest, settings.coreset, found, selection)
+        manifest.write_rounds(files.rounds, selection.rounds)
 
-    for pair in table["source"].value_counts().to_pylist():
-        counts["open"][pair["values"]]["selected"] = pair["counts"]
-    summary = {
-        "sources": counts,
-        **coresets.outcome(settings.coreset, chosen),
-        "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-        "embedded_now": progress.images,
-        "images_per_s": round(progress.images / seconds["embed"], 1) if progress.images else None,
-    }
-    accounts.check(summary)
+    counts = counts.selecting(manifest.by_source(table))
+    accounts.check(counts, len(table))
+    summary = Summary(
+        sources=counts,
+        outcome=coreset.outcome(settings.coreset, selection),
+        seconds=seconds,
+        embedded_now=progress.images,
+        images_per_s=round(progress.images / seconds["embed"], 1) if progress.images else None,
+    )
     if settings.pretrain and "coreset" in settings.pretrain.data:
         with _timed(seconds, "pretrain"):
-            summary["pretrain"] = pretrain(settings)
-        summary["seconds"]["pretrain"] = round(seconds["pretrain"], 3)
-    storage.write_json(storage.join(output, "summary.json"), summary)
+            summary = replace(summary, pretrain=pretrain(settings))
+    storage.write_json(files.summary, summary.to_json())
     return summary
 
 

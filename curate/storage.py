@@ -125,6 +125,21 @@ def names_in(folder: str) -> set[str]:
         return set()
 
 
+def sizes_in(folder: str) -> dict[str, int]:
+    """Base name → bytes of the files in a folder; empty where the folder is missing."""
+    fs, path = filesystem(folder)
+    fs.invalidate_cache(path)
+    try:
+        found = fs.ls(path, detail=True)
+    except FileNotFoundError:
+        return {}
+    return {
+        posixpath.basename(info["name"]): int(info.get("size") or 0)
+        for info in found
+        if info["type"] != "directory"
+    }
+
+
 def read_bytes(uri: str) -> bytes:
     fs, path = filesystem(uri)
     return bytes(fs.cat_file(path))

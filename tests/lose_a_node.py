@@ -36,7 +36,7 @@ def main(config_path: str) -> None:
     thread.start()
     summary = run(settings)
     thread.join(60)
-    print(summary["selected"], "selected")
+    print(summary.outcome.selected, "selected")
     ray.shutdown()
     cluster.shutdown()
 

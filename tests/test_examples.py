@@ -21,8 +21,8 @@ def test_pets_accounts_for_every_image(tmp_path, monkeypatch, ray_session) -> No
         str(ROOT / "examples" / "pets.yaml"), [f"output={tmp_path}/run", "coreset.budget=0.05"]
     )
     summary = run(settings)
-    seen = {name: row["seen"] for name, row in summary["sources"]["open"].items()}
+    seen = {name: row.seen for name, row in summary.sources.open.items()}
     assert seen == {"tiny-imagenet": 22_850, "cifar10": 10_000, "imagenet-fullres": 160}
-    assert summary["sources"]["target"]["target"]["seen"] == 1_800
-    assert all(row["rejected"] == 0 for row in summary["sources"]["open"].values())
-    assert summary["selected"] == round(0.05 * 33_010)
+    assert summary.sources.target["target"].seen == 1_800
+    assert all(row.rejected == 0 for row in summary.sources.open.values())
+    assert summary.outcome.selected == round(0.05 * 33_010)

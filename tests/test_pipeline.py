@@ -57,11 +57,11 @@ def matrix(table: pa.Table) -> np.ndarray:
 
 def test_every_image_is_accounted_for(finished) -> None:
     output, summary = finished
-    rows = summary["sources"]["open"]
-    assert {name: row["seen"] for name, row in rows.items()} == datasets.SEEN
-    assert {name: row["rejected"] for name, row in rows.items()} == datasets.REJECTED
-    assert sum(row["selected"] for row in rows.values()) == summary["selected"] == 40
-    assert summary == json.loads((output / "summary.json").read_text())
+    rows = summary.sources.open
+    assert {name: row.seen for name, row in rows.items()} == datasets.SEEN
+    assert {name: row.rejected for name, row in rows.items()} == datasets.REJECTED
+    assert sum(row.selected for row in rows.values()) == summary.outcome.selected == 40
+    assert summary.to_json() == json.loads((output / "summary.json").read_text())
     rejects = pq.read_table(output / "rejected").to_pylist()
     reasons = {row["key"].rpartition("/")[2]: (row["stage"], row["reason"]) for row in rejects}
     assert reasons["empty.png"] == ("decode", "empty")
@@ -101,7 +101,7 @@ def test_selection_is_the_definitions(finished) -> None:
     rounds = pq.read_table(output / "rounds.parquet")
     assert rounds["objective"].to_pylist() == expected["objectives"]
     assert rounds["total"].to_pylist()[-1] == 40
-    assert summary["stopped_because"] == expected["why"] == "budget"
+    assert summary.outcome.stopped_because == expected["why"] == "budget"
     about = json.loads(manifest.schema.metadata[b"curate"])
     assert about["selected"] == 40 and about["coreset"]["clusters"] == 5
 
@@ -129,7 +129,7 @@ def test_rerun_redoes_only_what_is_missing(document, finished) -> None:
     lost.unlink()
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*.arrow")}
     again = run(settings_of(document))
-    assert again["embedded_now"] == pa.ipc.open_file(pa.py_buffer(kept)).read_all().num_rows
+    assert again.embedded_now == pa.ipc.open_file(pa.py_buffer(kept)).read_all().num_rows
     assert lost.read_bytes() == kept
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert (output / "coreset.parquet").read_bytes() == manifest
@@ -158,7 +158,7 @@ def test_fresh_starts_over_and_leaves_other_files(document, finished, tmp_path) 
     with pytest.raises(CurateError, match="--fresh"):
         run(changed)
     again = run(settings_of(document, output=str(output)), fresh=True)
-    assert again["embedded_now"] == sum(datasets.SEEN.values()) + 24
+    assert again.embedded_now == sum(datasets.SEEN.values()) + 24
     assert (output / "notes.txt").read_text() == "mine"
     manifests = [path / "coreset.parquet" for path in (output, finished[0])]
     assert manifests[0].read_bytes() == manifests[1].read_bytes()
@@ -182,7 +182,7 @@ def test_selection_settings_use_the_embeddings_again(document, finished, tmp_pat
 
     def select(**coreset):
         summary = run(settings_of(document, output=str(output), coreset=coreset))
-        assert summary["embedded_now"] == 0
+        assert summary.embedded_now == 0
         return summary, pq.read_table(output / "coreset.parquet")
 
     summary, table = select(method="all")
@@ -199,7 +199,7 @@ def test_selection_settings_use_the_embeddings_again(document, finished, tmp_pat
     with pytest.raises(CurateError, match="labels"):
         select(method="oracle", labels=["nobody"])
     summary, capped = select(clusters=5, tau=None, budget=1000, budget_times_target=2.0)
-    assert len(capped) == 48 and summary["stopped_because"] == "budget"
+    assert len(capped) == 48 and summary.outcome.stopped_because == "budget"
     summary, single = select(clusters=1, tau=None, budget=7)
     assert single["round"].to_pylist() == list(range(1, 8))
     select(clusters=10_000, tau=0.5, budget=5)
@@ -280,7 +280,7 @@ def test_driver_killed_mid_embedding_resumes_to_the_same_bytes(
     undisturbed = run(
         settings_of(document, output=str(tmp_path / "whole"), embed={"unit_images": 2})
     )
-    assert undisturbed["embedded_now"] > 0
+    assert undisturbed.embedded_now > 0
     manifest = (output / "coreset.parquet").read_bytes()
     assert manifest == (tmp_path / "whole" / "coreset.parquet").read_bytes()
     assert "manifest:" in again.stdout and "do not agree" not in again.stderr

@@ -6,8 +6,6 @@ each target: run (embedded once) ─> a selection an arm ─> its images ─> tr
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -23,13 +21,15 @@ from curate.comparison.table import Trained, as_json, as_markdown
 from curate.coreset import stage as coresets
 from curate.coreset.quality import Quality
 from curate.coreset.quality_on_ray import selection_quality
-from curate.coreset.stage import Embedded
 from curate.dataset import materialise
 from curate.embedding import encoders
 from curate.evaluate.stage import labelled_sets, measure
 from curate.pipeline import run
 from curate.pretraining.launch import trainings_at_once
 from curate.pretraining.stage import Place, pretrain
+from curate.runfiles.files import ComparisonFiles, EncoderFiles, RunFiles, TrainingFiles
+from curate.runfiles.memo import Inputs, Memo
+from curate.runfiles.run import Embedded, Run
 from curate.settings import (
     ArmSettings,
     ComparisonSettings,
@@ -53,7 +53,7 @@ class _Cell:
     arm: ArmSettings
     seed: int
     settings: RunSettings  # with `pretrain` as this cell trains
-    folder: str
+    files: TrainingFiles
     images: str  # folder of what it trains on, shared by the arm's seeds
 
     @property
@@ -77,8 +77,8 @@ def compare(settings: ComparisonSettings, *, fresh: bool = False) -> dict[str, A
         log.info("%s: the run that all arms share, at %s", name, run_settings.output)
         run(run_settings)
         selections += _select(settings, name, run_settings)
-        sets = storage.join(run_settings.output, "evaluate")
-        labelled_sets(run_settings, settings.targets[name].evaluate, sets)
+        sets = RunFiles(run_settings.output).evaluation
+        labelled_sets(run_settings, settings.targets[name].evaluate, sets.folder)
         cells += _cells(settings, name, run_settings)
     cells.sort(key=lambda cell: cell.seed)  # all arms once, before any arm twice
     done = _finished(cells)
@@ -99,22 +99,18 @@ def _run_settings(settings: ComparisonSettings, name: str) -> RunSettings:
         target=target.target,
         evaluate=target.evaluate,
         coreset=settings.coreset,
-        output=storage.join(settings.output, name),
+        output=ComparisonFiles(settings.output).target(name).output,
     )
 
 
 # What each arm trains on
 
 
-def _data_of(arm: ArmSettings, seed: int, output: str) -> list[str]:
+def _data_of(arm: ArmSettings, seed: int, files: RunFiles) -> list[str]:
     """As `coresets.data` names it."""
     if arm.kind in OPEN_DATA:
         return OPEN_DATA[arm.kind]
-    return ["target", _manifest_uri(arm, seed, output)]
-
-
-def _manifest_uri(arm: ArmSettings, seed: int, output: str) -> str:
-    return storage.join(output, "selections", f"{_selection_name(arm, seed)}.parquet")
+    return ["target", files.selection(_selection_name(arm, seed))]
 
 
 def _selection_name(arm: ArmSettings, seed: int) -> str:
@@ -151,7 +147,8 @@ def _select(
     settings: ComparisonSettings, name: str, run_settings: RunSettings
 ) -> list[dict[str, Any]]:
     """Every arm's manifest, on the embeddings that the run made; and how good each one is."""
-    there = coresets.open_run(run_settings.output).embedded
+    run = Run.open(run_settings.output)
+    embedded = coresets.embedded(run)
     labels = settings.targets[name].evaluate.oracle or []
     rows = []
     for arm in settings.arms:
@@ -159,34 +156,33 @@ def _select(
         for seed in seeds:
             coreset = coreset_of(settings, arm, seed, labels)
             if coreset is not None:
-                uri = _manifest_uri(arm, seed, run_settings.output)
-                found = _selected(uri, coreset, there, run_settings.output, labels)
+                selection = _selection_name(arm, seed)
+                found = _selected(run.files, selection, coreset, embedded, labels)
                 rows.append({"arm": arm.title, "target": name, "seed": seed, **found})
     return rows
 
 
 def _selected(
-    uri: str, coreset: CoresetSettings, there: Embedded, output: str, labels: list[str]
+    files: RunFiles, name: str, coreset: CoresetSettings, embedded: Embedded, labels: list[str]
 ) -> dict[str, Any]:
     """Select and measure, or what an earlier call found of the same settings and embeddings."""
-    beside = uri.removesuffix("parquet") + "json"
-    made_from = {
-        "fingerprint": there.fingerprint,
+    uri, memo = files.selection(name), Memo(files.selection_memo(name))
+    inputs = {
+        "fingerprint": embedded.fingerprint,
         "coreset": coreset.model_dump(mode="json"),
         "oracle": labels,
     }
-    if storage.exists(beside) and storage.exists(uri):
-        earlier = storage.read_json(beside)
-        if earlier.get("made_from") == made_from:
-            return dict(earlier["found"])
-    storage.remove_tree(beside)  # first: it must not outlive the manifest that it speaks of
-    centres = coresets.centroids_of(there, coreset)
-    chosen = coresets.choose(coreset, there, centres)
-    coresets.write_manifest(uri, coreset, there, chosen)
+    earlier = memo.found(inputs)
+    if earlier is not None and storage.exists(uri):
+        return dict(earlier["found"])
+    memo.forget()
+    centres = coresets.centroids_of(embedded, coreset)
+    chosen = coresets.choose(coreset, embedded, centres)
+    coresets.write_manifest(uri, coreset, embedded, chosen)
     found: dict[str, Any] = {"selected": len(chosen.position)}
     if labels:
-        found |= _measures(selection_quality(output, uri, set(labels), there))
-    storage.write_json(beside, {"made_from": made_from, "found": found})
+        found |= _measures(selection_quality(embedded, uri, set(labels)))
+    memo.write(inputs, found=found)
     return found
 
 
@@ -201,12 +197,11 @@ def _cells(settings: ComparisonSettings, name: str, run_settings: RunSettings) -
     cells = []
     for arm in settings.arms:
         for seed in range(arm.seeds or settings.seeds):
-            output = run_settings.output
-            folder = storage.join(output, "arms", arm.title, f"seed-{seed}")
-            images = storage.join(output, "images", _selection_name(arm, seed))
-            training = training_of(settings, _data_of(arm, seed, output), seed)
+            files = RunFiles(run_settings.output)
+            training = training_of(settings, _data_of(arm, seed, files), seed)
             own = run_settings.model_copy(update={"pretrain": training})
-            cells.append(_Cell(name, arm, seed, own, folder, images))
+            images = files.arm_images(_selection_name(arm, seed))
+            cells.append(_Cell(name, arm, seed, own, files.arm(arm.title, seed), images))
     return cells
 
 
@@ -229,30 +224,28 @@ def training_of(settings: ComparisonSettings, data: list[str], seed: int) -> Pre
     )
 
 
-def _mark(cell: _Cell) -> str:
-    """Of all that decides a cell's figures: a result with the same mark is this cell's."""
+def _inputs(cell: _Cell) -> Inputs:
+    """All that decides a cell's figures: a result with the same is this cell's."""
     settings = cell.settings
     assert settings.pretrain is not None and settings.evaluate is not None
     aside = {"workers", "use_gpu", "loader_workers", "checkpoint_every", "keep_checkpoints"}
-    known = {
-        "made_from": materialise.request(settings, settings.pretrain.data)
+    aside |= {"restarts", "probe", "data"}  # none of which changes a weight; data is in full
+    return {
+        "data": materialise.request(settings, settings.pretrain.data)
         if cell.arm.kind != "untrained"
         else None,
-        "training": settings.pretrain.model_dump(mode="json", exclude=aside | {"data"}),
+        "training": settings.pretrain.model_dump(mode="json", exclude=aside),
         "encoder": settings.encoder.model_dump(mode="json", exclude={"pretrain_on_target"}),
         "evaluate": settings.evaluate.model_dump(mode="json"),
     }
-    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
 
 def _finished(cells: list[_Cell]) -> list[Trained]:
     found = []
     for cell in cells:
-        uri = storage.join(cell.folder, "result.json")
-        if storage.exists(uri):
-            document = storage.read_json(uri)
-            if document.get("mark") == _mark(cell):
-                found.append(Trained(**document["trained"]))
+        document = Memo(cell.files.result).found(_inputs(cell))
+        if document is not None:
+            found.append(Trained(**document["trained"]))
     return found
 
 
@@ -315,14 +308,13 @@ def _train_and_measure(cell: _Cell, at_once: int) -> Trained:
     assert settings.evaluate is not None
     if cell.arm.kind == "untrained":
         images = 0
-        _export_untrained(settings.encoder, cell.seed, cell.folder)
+        _export_untrained(settings.encoder, cell.seed, cell.files)
     else:
         remedy = "remove that folder, or start all over with `curate compare … --fresh`"
-        place = Place("pretrain", cell.folder, cell.images, remedy, at_once)
-        outcome = pretrain(settings, place=place)
-        images = outcome["images"]
-    sets = storage.join(settings.output, "evaluate")
-    found = measure(settings, settings.evaluate, cell.folder, sets)
+        place = Place("pretrain", cell.files, cell.images, remedy, at_once)
+        images = pretrain(settings, place=place).images
+    sets = RunFiles(settings.output).evaluation
+    found = measure(settings, settings.evaluate, cell.files.folder, sets.folder)
     trained = Trained(
         target=cell.target,
         arm=cell.arm.title,
@@ -331,23 +323,20 @@ def _train_and_measure(cell: _Cell, at_once: int) -> Trained:
         seconds=round(time.monotonic() - started, 1),
         values={result.metric: result.value for result in found},
     )
-    document = {
-        "mark": _mark(cell),
-        "trained": asdict(trained),
-        "results": [asdict(result) for result in found],
-    }
-    storage.write_json(storage.join(cell.folder, "result.json"), document)
-    storage.remove_tree(storage.join(cell.folder, "checkpoints"))  # the encoder stays
+    Memo(cell.files.result).write(
+        _inputs(cell), trained=asdict(trained), results=[asdict(result) for result in found]
+    )
+    storage.remove_tree(cell.files.checkpoints)  # the encoder stays
     return trained
 
 
-def _export_untrained(settings: EncoderSettings, seed: int, folder: str) -> None:
+def _export_untrained(settings: EncoderSettings, seed: int, files: EncoderFiles) -> None:
     """Random weights: what a backbone knows by its architecture alone."""
     own = {"pretrain_on_target": None, "checkpoint": None, "pretrained": False, "seed": seed}
     untrained = settings.model_copy(update=own)
-    encoders.build(untrained).save(storage.join(folder, "encoder.safetensors"))
+    encoders.build(untrained).save(files.weights)
     card = {key: getattr(untrained, key) for key in ("backbone", "small_stem", "image_px")}
-    storage.write_json(storage.join(folder, "encoder.json"), card)
+    storage.write_json(files.card, card)
 
 
 def _write(
@@ -355,7 +344,7 @@ def _write(
 ) -> dict[str, Any]:
     arms = [arm.title for arm in settings.arms]
     document = as_json(done, arms, list(settings.targets), settings.steps, selections)
-    storage.write_json(storage.join(settings.output, "comparison.json"), document)
-    text = as_markdown(document).encode()
-    storage.write_bytes(storage.join(settings.output, "comparison.md"), text)
+    files = ComparisonFiles(settings.output)
+    storage.write_json(files.table, document)
+    storage.write_bytes(files.text, as_markdown(document).encode())
     return document

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
-from curate.cluster import results
+from curate.cluster import over_tasks
 from curate.coreset.rounds import Selection
 from curate.runfiles.shards import Shard, read_columns
 
@@ -26,11 +26,8 @@ def random_sample(positions: NDArray[np.int64], budget: int | None, seed: int) -
 
 def labelled(shards: list[Shard], labels: list[str]) -> NDArray[np.int64]:
     """Positions of all images with one of the labels, sorted."""
-    tasks = [
-        _labelled.remote(shards[i : i + SHARDS_AT_ONCE], labels)
-        for i in range(0, len(shards), SHARDS_AT_ONCE)
-    ]
-    return np.concatenate([np.empty(0, np.int64), *results(tasks)])
+    parts = over_tasks(_labelled, shards, SHARDS_AT_ONCE, labels)
+    return np.concatenate([np.empty(0, np.int64), *parts])
 
 
 @ray.remote

@@ -15,8 +15,9 @@ import ray
 from numpy.typing import NDArray
 
 from curate import storage
-from curate.cluster import results
+from curate.cluster import over_tasks
 from curate.coreset.rounds import Round, Selection
+from curate.errors import CurateError, one_line
 from curate.runfiles import shards
 from curate.runfiles.shards import Shard
 
@@ -27,6 +28,7 @@ SCHEMA = pa.schema(
         "centroid": pa.int32(),
         "round": pa.int32(),
         "similarity": pa.float64(),
+        "position": pa.int64(),  # in plan order, among the embedded images of the open set
     }
 )
 ROW_GROUP_ROWS = 65_536
@@ -40,16 +42,21 @@ def of_selection(shard_list: list[Shard], sources: list[str], selection: Selecti
     sources: the name of each shard's source.
     """
     order = np.argsort(selection.position, kind="stable")
-    table = gather(shard_list, sources, selection.position[order])
+    table = rows_at(shard_list, sources, selection.position[order])
     table = table.take(pa.array(np.argsort(order)))
-    for name in ("centroid", "round", "similarity"):
+    for name in ("centroid", "round", "similarity", "position"):
         kind, values = SCHEMA.field(name).type, getattr(selection, name)
         column = pa.nulls(len(table), kind) if values is None else pa.array(values, kind)
         table = table.append_column(name, column)
     return table.cast(SCHEMA)
 
 
-def gather(shard_list: list[Shard], sources: list[str], positions: NDArray[np.int64]) -> pa.Table:
+def by_source(table: pa.Table) -> dict[str, int]:
+    """Images of each source in a manifest."""
+    return {pair["values"]: pair["counts"] for pair in table["source"].value_counts().to_pylist()}
+
+
+def rows_at(shard_list: list[Shard], sources: list[str], positions: NDArray[np.int64]) -> pa.Table:
     """What the shards know of the images at `positions`, which must be sorted."""
     firsts = np.array([shard.first for shard in shard_list], np.int64)
     which = np.searchsorted(firsts, positions, side="right") - 1
@@ -59,15 +66,12 @@ def gather(shard_list: list[Shard], sources: list[str], positions: NDArray[np.in
         shard = shard_list[which[low]]
         rows = positions[low:high] - shard.first + shard.start
         wanted.append((shard.uri, sources[which[low]], rows))
-    tasks = [
-        _gather_rows.remote(wanted[i : i + SHARDS_AT_ONCE])
-        for i in range(0, len(wanted), SHARDS_AT_ONCE)
-    ]
-    return pa.concat_tables([SCHEMA.empty_table().select(_IMAGE_COLUMNS), *results(tasks)])
+    parts = over_tasks(_read_rows, wanted, SHARDS_AT_ONCE)
+    return pa.concat_tables([SCHEMA.empty_table().select(_IMAGE_COLUMNS), *parts])
 
 
 @ray.remote
-def _gather_rows(wanted: list[tuple[str, str, NDArray[np.int64]]]) -> pa.Table:
+def _read_rows(wanted: list[tuple[str, str, NDArray[np.int64]]]) -> pa.Table:
     parts = []
     for uri, source, rows in wanted:
         table = shards.read_columns(uri).take(pa.array(rows))
@@ -83,6 +87,39 @@ def _gather_rows(wanted: list[tuple[str, str, NDArray[np.int64]]]) -> pa.Table:
                 columns[name] = pa.nulls(len(rows), kind)
         parts.append(pa.table(columns))
     return pa.concat_tables(parts)
+
+
+def read(uri: str, columns: list[str], fingerprint: str | None = None) -> pa.Table:
+    """Some columns of a manifest. fingerprint: of the embeddings that it must be a selection from.
+
+    Raises CurateError for a file that is not there, that is no manifest, or of other embeddings.
+    """
+    try:
+        with storage.open_seekable(uri) as file:
+            table = pq.ParquetFile(file)
+            names = table.schema_arrow.names
+            missing = [column for column in columns if column not in names]
+            if missing:
+                raise CurateError(f"{uri}: not a manifest: it has no column {', '.join(missing)}")
+            if fingerprint is not None and _about(table).get("fingerprint") != fingerprint:
+                raise CurateError(f"{uri}: a selection from other embeddings; name this run's own")
+            return table.read(columns)
+    except FileNotFoundError:
+        raise none_there(uri) from None
+    except (pa.ArrowException, OSError) as error:
+        raise CurateError(f"{uri}: not a manifest: {one_line(error)}") from error
+
+
+def none_there(uri: str) -> CurateError:
+    return CurateError(f"{uri}: no such manifest; run `curate run` on this config first")
+
+
+def _about(table: pq.ParquetFile) -> dict[str, Any]:
+    note = (table.schema_arrow.metadata or {}).get(b"curate", b"{}")
+    try:
+        return dict(json.loads(note))
+    except (ValueError, TypeError):
+        return {}
 
 
 def write(uri: str, table: pa.Table, about: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import time
 import ray
 
 from curate import __version__, storage
-from curate.cluster import results
+from curate.cluster import over_tasks
 from curate.coreset import manifest
 from curate.coreset.on_ray import Limits, select
 from curate.errors import CurateError
@@ -16,6 +16,8 @@ from curate.runfiles import shards
 from curate.runfiles.shards import Shard
 
 log = logging.getLogger(__name__)
+
+FILES_AT_ONCE = 64  # that one task counts
 
 
 def select_files(
@@ -40,7 +42,7 @@ def select_files(
     if not len(centroids):
         raise CurateError(f"{centroids_uri}: {expected}, not {centroids.dtype} {centroids.shape}")
     files = [file.uri for file in storage.expand(patterns)]
-    rows = results([_count.remote(files[i : i + 64]) for i in range(0, len(files), 64)])
+    rows = over_tasks(_count, files, FILES_AT_ONCE)
     shard_list: list[Shard] = []
     first = 0
     for uri, n in zip(files, (n for group in rows for n in group), strict=True):

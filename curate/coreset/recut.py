@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from curate import storage
 from curate.coreset import stage
 from curate.coreset.rounds import Selection, StoppedBecause
-from curate.coreset.stage import EarlierRun
 from curate.errors import CurateError
+from curate.runfiles.run import Run
 
 TIMES_TARGET = 50.0  # of a run without a budget: as far as the authors go
 STEPS = 10
@@ -38,28 +37,28 @@ def recut(output: str, tau: float) -> str:
     Raises CurateError where there is no run by rounds, or its files do not fit.
     """
     started = time.monotonic()
-    earlier = stage.open_run(output)
-    centres = _centroids(earlier)
-    coreset = earlier.settings.coreset.model_copy(update={"tau": tau})
-    chosen = stage.choose(coreset, earlier.embedded, centres)
-    uri = storage.join(output, "recut", f"tau-{tau:g}.parquet")
-    stage.write_manifest(uri, coreset, earlier.embedded, chosen)
+    run = Run.open(output)
+    centres = _centroids(run)
+    coreset = run.settings.coreset.model_copy(update={"tau": tau})
+    found = stage.embedded(run)
+    chosen = stage.choose(coreset, found, centres)
+    uri = run.files.recut(tau)
+    stage.write_manifest(uri, coreset, found, chosen)
     return (
-        f"{len(chosen.position):,} of {earlier.embedded.open_images:,} images in "
+        f"{len(chosen.position):,} of {found.open_images:,} images in "
         f"{len(chosen.rounds):,} rounds, stopped by: {chosen.stopped_because}, "
         f"{time.monotonic() - started:.1f} s: {uri}"
     )
 
 
-def sweep(output: str) -> list[Cut]:
+def sweep(run: Run) -> list[Cut]:
     """What ten thresholds would select, the run's own among them, from the strictest on."""
-    earlier = stage.open_run(output)
-    coreset = earlier.settings.coreset
+    coreset = run.settings.coreset
     if coreset.budget is None and coreset.budget_times_target is None:
         coreset = coreset.model_copy(update={"budget_times_target": TIMES_TARGET})
     taus = thresholds(coreset.tau)
     lowest = coreset.model_copy(update={"tau": taus[-1]})
-    chosen = stage.choose(lowest, earlier.embedded, _centroids(earlier))
+    chosen = stage.choose(lowest, stage.embedded(run), _centroids(run))
     return [cut(chosen, tau, coreset.reference_round) for tau in taus]
 
 
@@ -84,10 +83,10 @@ def cut(longest: Selection, tau: float, reference_round: int) -> Cut:
     return Cut(tau, len(longest.position), len(longest.rounds), longest.stopped_because)
 
 
-def _centroids(earlier: EarlierRun) -> NDArray[np.float32]:
-    coreset = earlier.settings.coreset
+def _centroids(run: Run) -> NDArray[np.float32]:
+    coreset = run.settings.coreset
     if coreset.method != "simcore":
         raise CurateError(
             f"coreset.method={coreset.method}: has no threshold; recut a run of method simcore"
         )
-    return stage.read_centroids(earlier.settings.output)
+    return stage.read_centroids(run)

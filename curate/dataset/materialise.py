@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
@@ -19,6 +19,8 @@ from curate.cluster import results
 from curate.dataset.training_set import SCHEMA, Index, read_index
 from curate.errors import CurateError, one_line
 from curate.runfiles import shards
+from curate.runfiles.files import RunFiles, TrainingSetFiles
+from curate.runfiles.memo import Inputs
 from curate.settings import RunSettings, SourceSettings
 from curate.sources import Item, Unit, plan_source, read_unit
 from curate.sources.located import read_located
@@ -36,7 +38,7 @@ class _Piece:
 
     source: SourceSettings | None = None
     unit: Unit | None = None
-    rows: tuple[dict[str, Any], ...] = ()
+    rows: pa.Table | None = None
     of_open: bool = False
 
 
@@ -46,16 +48,20 @@ class _Copied:
     rejects: list[dict[str, Any]]
 
 
-def request(settings: RunSettings, data: list[str]) -> dict[str, Any]:
+def request(settings: RunSettings, data: list[str]) -> Inputs:
     """What a training set is to be made from: equal requests give equal sets."""
-    asked: dict[str, Any] = {}
+    return _request(settings, data, _manifests(settings, data))
+
+
+def _request(settings: RunSettings, data: list[str], manifests: dict[str, bytes]) -> Inputs:
+    asked: Inputs = {}
     for name in data:
         if name == "target":
             asked[name] = settings.target.model_dump(mode="json")
         elif name == "open":
             asked[name] = [source.model_dump(mode="json") for source in settings.open]
         else:
-            asked[name] = hashlib.sha256(_manifest_bytes(settings, name)).hexdigest()
+            asked[name] = hashlib.sha256(manifests[name]).hexdigest()
     return asked
 
 
@@ -64,7 +70,9 @@ def training_images(settings: RunSettings, data: list[str], folder: str) -> Inde
 
     Raises CurateError for what cannot be found, and where too many images cannot be read.
     """
-    return _materialise(settings, request(settings, data), lambda: _pieces(settings, data), folder)
+    manifests = _manifests(settings, data)
+    made_from = _request(settings, data, manifests)
+    return _materialise(settings, made_from, lambda: _pieces(settings, data, manifests), folder)
 
 
 def labelled_images(settings: RunSettings, source: SourceSettings, folder: str) -> Index:
@@ -75,31 +83,31 @@ def labelled_images(settings: RunSettings, source: SourceSettings, folder: str) 
 
 def _materialise(
     settings: RunSettings,
-    made_from: dict[str, Any],
+    made_from: Inputs,
     listed: Callable[[], Iterable[_Piece]],
     folder: str,
 ) -> Index:
-    index = read_index(folder)
-    # As lists: another order is another set
-    if index is not None and list(index.made_from.items()) == list(made_from.items()):
+    index = read_index(folder, made_from)
+    if index is not None:
         return index
+    files = TrainingSetFiles(folder)
     storage.remove_tree(folder)
     pieces = list(listed())
     named: dict[str, SourceSettings] = {source.name: source for source in settings.open}
     copied: list[_Copied] = results(
-        [_copy.remote(piece, named, folder, number) for number, piece in enumerate(pieces)]
+        [_copy.remote(piece, named, files, number) for number, piece in enumerate(pieces)]
     )
     rejects = [row for one in copied for row in one.rejects]
     if rejects:
         table = pa.Table.from_pylist(rejects, shards.REJECT_SCHEMA)
-        shards.write_parquet(storage.join(folder, "rejected.parquet"), table)
+        shards.write_parquet(files.rejected, table)
     parts = [part for one in copied for part in one.parts]
     images = sum(rows for _, rows, _ in parts)
     seen, limit = images + len(rejects), settings.images.max_rejected_fraction
     if len(rejects) > limit * seen or not images:
         raise CurateError(
             f"images.max_rejected_fraction={limit}: {len(rejects)} of {seen} images to train on "
-            f"cannot be read; {storage.join(folder, 'rejected.parquet')} says why"
+            f"cannot be read; {files.rejected} says why"
         )
     of_open = [
         sum(rows for _, rows, _ in one.parts)
@@ -119,8 +127,10 @@ def _materialise(
     return index
 
 
-def _pieces(settings: RunSettings, data: list[str]) -> Iterator[_Piece]:
-    taken: set[tuple[Any, ...]] = set()
+def _pieces(
+    settings: RunSettings, data: list[str], manifests: dict[str, bytes]
+) -> Iterator[_Piece]:
+    taken = pa.array([], pa.string())
     for name in data:
         if name in ("target", "open"):
             sources = [settings.target] if name == "target" else settings.open
@@ -128,19 +138,37 @@ def _pieces(settings: RunSettings, data: list[str]) -> Iterator[_Piece]:
                 for unit in plan_source(source, UNIT_IMAGES):
                     yield _Piece(source, unit, of_open=name == "open")
             continue
-        rows = _manifest_rows(settings, name)
+        rows = _rows_of(_manifest_uri(settings, name), manifests[name])
         # Two coresets may share images
-        places = [(row["uri"], row["offset"], row["row"]) for row in rows]
-        fresh = [row for row, at in zip(rows, places, strict=True) if at not in taken]
-        taken.update(places)
+        places = _places(rows)
+        fresh = rows.filter(pc.invert(pc.is_in(places, value_set=taken)))
+        taken = pa.concat_arrays([taken, places])
         # Those of one file together, so that it is opened once; a selection's order is of no use
-        fresh.sort(key=lambda row: (row["uri"], row["offset"] or 0, row["row"] or 0))
+        order = {column: fresh[column].fill_null(0) for column in ("offset", "row")}
+        keys = pa.table({"uri": fresh["uri"], **order})
+        fresh = fresh.take(pc.sort_indices(keys, [(key, "ascending") for key in keys.column_names]))
         for start in range(0, len(fresh), ROWS_AT_ONCE):
-            yield _Piece(rows=tuple(fresh[start : start + ROWS_AT_ONCE]), of_open=True)
+            yield _Piece(rows=fresh.slice(start, ROWS_AT_ONCE).combine_chunks(), of_open=True)
+
+
+def _places(rows: pa.Table) -> pa.Array:
+    """Where each image lies, as one string."""
+    columns = [pc.cast(rows[name], pa.string()) for name in ("uri", "offset", "row")]
+    joined = pc.binary_join_element_wise(
+        *columns, "\n", null_handling="replace", null_replacement="-"
+    )
+    return joined.combine_chunks()
+
+
+def _manifests(settings: RunSettings, data: list[str]) -> dict[str, bytes]:
+    """The manifests that `data` names, each read once."""
+    return {
+        name: _manifest_bytes(settings, name) for name in data if name not in ("target", "open")
+    }
 
 
 def _manifest_uri(settings: RunSettings, name: str) -> str:
-    return storage.join(settings.output, "coreset.parquet") if name == "coreset" else name
+    return RunFiles(settings.output).manifest if name == "coreset" else name
 
 
 def _manifest_bytes(settings: RunSettings, name: str) -> bytes:
@@ -158,25 +186,26 @@ def _manifest_bytes(settings: RunSettings, name: str) -> bytes:
         raise CurateError(f"{uri}: not readable: {one_line(error)}") from error
 
 
-def _manifest_rows(settings: RunSettings, name: str) -> list[dict[str, Any]]:
+def _rows_of(uri: str, data: bytes) -> pa.Table:
     columns = ["source", "key", "uri", "offset", "size", "row", "label", "sha256"]
-    uri = _manifest_uri(settings, name)
     try:
-        table = pq.read_table(io.BytesIO(_manifest_bytes(settings, name)))
+        table = pq.read_table(pa.BufferReader(data))
         missing = [column for column in columns if column not in table.column_names]
         if missing:
             raise CurateError(f"{uri}: not a manifest: it has no column {', '.join(missing)}")
-        rows: list[dict[str, Any]] = table.select(columns).to_pylist()
+        rows = table.select(columns)
     except pa.ArrowException as error:
         raise CurateError(f"{uri}: not a Parquet file: {one_line(error)}") from error
-    nowhere = next((row for row in rows if not row["uri"]), None)
-    if nowhere is not None:
-        raise CurateError(f"{uri}: {nowhere['key']} has no uri that leads to its image")
+    nowhere = rows.filter(pc.equal(pc.fill_null(rows["uri"], ""), ""))
+    if len(nowhere):
+        raise CurateError(f"{uri}: {nowhere['key'][0]} has no uri that leads to its image")
     return rows
 
 
 @ray.remote
-def _copy(piece: _Piece, sources: dict[str, SourceSettings], folder: str, number: int) -> _Copied:
+def _copy(
+    piece: _Piece, sources: dict[str, SourceSettings], files: TrainingSetFiles, number: int
+) -> _Copied:
     parts: list[tuple[str, int, str]] = []
     rejects: list[dict[str, Any]] = []
     waiting: list[dict[str, Any]] = []
@@ -185,7 +214,7 @@ def _copy(piece: _Piece, sources: dict[str, SourceSettings], folder: str, number
     def write() -> None:
         nonlocal waiting, waiting_bytes
         name = f"part-{number:06d}-{len(parts):03d}.arrow"
-        shards.write_arrow(storage.join(folder, name), pa.Table.from_pylist(waiting, SCHEMA))
+        shards.write_arrow(files.part(name), pa.Table.from_pylist(waiting, SCHEMA))
         known = "".join(f"{row['sha256']} {row['label']}\n" for row in waiting)
         digest = hashlib.sha256(known.encode()).hexdigest()
         parts.append((name, len(waiting), digest))
@@ -219,5 +248,6 @@ def _items(piece: _Piece, sources: dict[str, SourceSettings]) -> Iterable[tuple[
         for item in read_unit(piece.source, piece.unit):
             yield piece.source.name, item
         return
-    for row, item in zip(piece.rows, read_located(list(piece.rows), sources), strict=True):
+    rows = [] if piece.rows is None else piece.rows.to_pylist()
+    for row, item in zip(rows, read_located(rows, sources), strict=True):
         yield row["source"], item

@@ -1,6 +1,6 @@
 """A training set on disk: encoded images byte for byte, in shards, at random access.
 
-`data/part-*.arrow` hold the images, `data/index.json` says what there is. Random reads through a
+Parts hold the images, an index says what there is. Random reads through a
 web-scale set do not serve many epochs; a copy of what is trained on does.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -22,6 +21,8 @@ from numpy.typing import NDArray
 from curate import storage
 from curate.errors import CurateError, one_line
 from curate.runfiles import shards
+from curate.runfiles.files import TrainingSetFiles
+from curate.runfiles.memo import Inputs, Memo
 
 SCHEMA = pa.schema(
     {
@@ -32,14 +33,13 @@ SCHEMA = pa.schema(
         "image": pa.large_binary(),  # as it was found
     }
 )
-INDEX = "index.json"
 
 
 @dataclass(frozen=True)
 class Index:
     """What a training set holds, and what it was made from."""
 
-    made_from: dict[str, Any]
+    made_from: Inputs
     parts: list[tuple[str, int]]  # file name, images
     images: int
     open_images: int
@@ -47,21 +47,24 @@ class Index:
     fingerprint: str  # over every image's bytes and label, in order
 
     def write(self, folder: str) -> None:
-        text = json.dumps(asdict(self), indent=1) + "\n"
-        storage.write_bytes(storage.join(folder, INDEX), text.encode())
+        rest = asdict(self)
+        Memo(TrainingSetFiles(folder).index).write(rest.pop("made_from"), **rest)
 
 
-def read_index(folder: str) -> Index | None:
-    """None where there is no finished training set."""
-    uri = storage.join(folder, INDEX)
-    if not storage.exists(uri):
+def read_index(folder: str, made_from: Inputs | None = None) -> Index | None:
+    """None where there is no finished training set, or none made from these inputs."""
+    memo = Memo(TrainingSetFiles(folder).index)
+    document = memo.read() if made_from is None else memo.found(made_from)
+    if document is None:
         return None
     try:
-        found = json.loads(storage.read_bytes(uri))
+        found = {name: document[name] for name in Index.__dataclass_fields__}
         found["parts"] = [(name, rows) for name, rows in found["parts"]]
         return Index(**found)
     except (ValueError, TypeError, KeyError) as error:
-        raise CurateError(f"{uri}: damaged: {one_line(error)}; start over with --fresh") from error
+        raise CurateError(
+            f"{memo.uri}: damaged: {one_line(error)}; start over with --fresh"
+        ) from error
 
 
 class TrainingSet:
@@ -69,14 +72,14 @@ class TrainingSet:
 
     def __init__(self, folder: str) -> None:
         """folder: a local one; see `on_this_machine`."""
-        self.folder = folder
+        self.folder, self.files = folder, TrainingSetFiles(folder)
         index = read_index(folder)
         if index is None:
             raise CurateError(
                 f"{folder}: no training set here; output must be one place for all machines"
             )
         self.index = index
-        tables = [shards.read_arrow(storage.join(folder, name)) for name, _ in index.parts]
+        tables = [shards.read_arrow(self.files.part(name)) for name, _ in index.parts]
         # Chunks as they are: to combine them would copy them into memory
         self._images = [column for table in tables for column in table["image"].chunks]
         self._ends = np.cumsum([len(column) for column in self._images])
@@ -95,7 +98,7 @@ class TrainingSet:
 
     def keys(self) -> list[str]:
         """Each image's key in its source, read anew: few ask for them."""
-        uris = [storage.join(self.folder, name) for name, _ in self.index.parts]
+        uris = [self.files.part(name) for name, _ in self.index.parts]
         return [key for uri in uris for key in shards.read_arrow(uri)["key"].to_pylist()]
 
     def image(self, place: int) -> bytes:
@@ -113,16 +116,18 @@ def on_this_machine(folder: str) -> str:
     index = read_index(folder)
     if index is None:
         raise CurateError(f"{folder}: no training set here")
-    known = storage.read_bytes(storage.join(folder, INDEX))
+    files = TrainingSetFiles(folder)
+    known = storage.read_bytes(files.index)
     copy = os.path.join(
         tempfile.gettempdir(), f"curate-data-{hashlib.sha256(known).hexdigest()[:32]}"
     )
     os.makedirs(copy, exist_ok=True)
     with open(f"{copy}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not os.path.exists(os.path.join(copy, INDEX)):
+        local = TrainingSetFiles(copy)
+        if not os.path.exists(local.index):
             for name, _ in index.parts:
-                _download(storage.join(folder, name), os.path.join(copy, name))
+                _download(files.part(name), local.part(name))
             index.write(copy)
     return copy
 

@@ -21,6 +21,7 @@ from curate import storage
 from curate.embedding.backbones import build_backbone
 from curate.errors import CurateError, one_line
 from curate.images import Preprocessing
+from curate.runfiles.files import EncoderFiles
 from curate.settings import EncoderSettings
 
 StateDict = dict[str, Tensor]
@@ -51,10 +52,10 @@ def build(settings: EncoderSettings) -> Encoder:
 
 
 def described(place: str, otherwise: EncoderSettings) -> EncoderSettings:
-    """Settings for the encoder in a folder of the project's own, by its encoder.json; of any other
+    """Settings for the encoder in a folder of the project's own, by its card; of any other
     checkpoint, `otherwise` with that checkpoint."""
     own = {"checkpoint": place, "pretrained": False, "pretrain_on_target": None}
-    card = storage.join(place, "encoder.json")
+    card = EncoderFiles(place).card
     if storage.exists(card):
         told = _read_card(card)
         for name in ("backbone", "small_stem", "image_px", "mean", "std"):
@@ -201,8 +202,9 @@ def _load_checkpoint(module: nn.Module, settings: EncoderSettings) -> None:
 
 def _read_checkpoint(path: str, settings: EncoderSettings) -> StateDict:
     """Every tensor of a checkpoint by its name; nested dicts joined by dots."""
-    if path.endswith("/") or storage.exists(storage.join(path, "encoder.safetensors")):
-        path = storage.join(path, "encoder.safetensors")
+    own = EncoderFiles(path)
+    if path.endswith("/") or storage.exists(own.weights):
+        path = own.weights
     try:
         data = storage.read_bytes(path)
         if path.endswith(".safetensors"):
@@ -217,13 +219,14 @@ def _read_checkpoint(path: str, settings: EncoderSettings) -> StateDict:
         ) from error
     except SafetensorError as error:
         raise CurateError(f"encoder.checkpoint={path}: damaged: {one_line(error)}") from error
-    if path.endswith("/encoder.safetensors"):
-        _check_card(path.removesuffix("safetensors") + "json", settings)
+    beside = EncoderFiles(path.rpartition("/")[0])
+    if path == beside.weights:
+        _check_card(beside.card, settings)
     return state
 
 
 def _check_card(path: str, settings: EncoderSettings) -> None:
-    """The project's own checkpoints say in encoder.json what they are."""
+    """The project's own checkpoints have a card that says what they are."""
     if not storage.exists(path):
         return
     card = _read_card(path)

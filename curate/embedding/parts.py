@@ -6,6 +6,7 @@ Full-size images never enter Ray's object store, and no part is larger than PART
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate.images import Preprocessing, Refused, decode, resize_crop
-from curate.runfiles import plan as plans
-from curate.runfiles import shards
+from curate.runfiles import plan, shards
+from curate.runfiles.files import RunFiles
 from curate.runfiles.plan import PlannedUnit
 from curate.settings import ImageSettings, SourceSettings
 from curate.sources import Item, read_unit
@@ -25,7 +26,7 @@ PART_BYTES = 160 << 20  # of pixels: 1,000 images of 224 px
 
 def read_parts(
     batch: pa.Table,
-    output: str,
+    files: RunFiles,
     sources: dict[tuple[str, str], SourceSettings],
     images: ImageSettings,
     preprocessing: Preprocessing,
@@ -33,12 +34,12 @@ def read_parts(
     """Rows of the plan → rows of parts: decoded pixels, and what is known of each image."""
     side = preprocessing.image_px
     capacity = max(1, PART_BYTES // (side * side * 3))
-    for planned in plans.from_table(batch):
-        part = _Part(planned, output, 0, capacity, side)
+    for planned in plan.from_table(batch):
+        part = _Part(planned, files, 0, capacity, side)
         for item in read_unit(sources[planned.set, planned.source], planned.unit):
             if part.full:
                 yield part.to_table(last=False)
-                part = _Part(planned, output, part.number + 1, capacity, side)
+                part = _Part(planned, files, part.number + 1, capacity, side)
             _decode_into(part, item, images, preprocessing)
         yield part.to_table(last=True)
 
@@ -65,10 +66,12 @@ class _Part:
     """Images of one unit on their way to an actor: at most `capacity` of them."""
 
     def __init__(
-        self, planned: PlannedUnit, output: str, number: int, capacity: int, side: int
+        self, planned: PlannedUnit, files: RunFiles, number: int, capacity: int, side: int
     ) -> None:
-        self.planned, self.output, self.number = planned, output, number
+        self.planned, self.files, self.number = planned, files, number
         self.capacity, self.side = capacity, side
+        self.started = time.monotonic()
+        self.failed: str | None = None  # why the unit gives no more images than these
         self.pixels: list[NDArray[np.uint8]] = []
         self.images: list[dict[str, Any]] = []
         self.rejects: list[dict[str, Any]] = []
@@ -95,6 +98,8 @@ class _Part:
         )
 
     def reject(self, item: Item, stage: str, reason: str) -> None:
+        if not item.key:  # what is wrong is the whole unit
+            self.failed = reason
         self.rejects.append(
             shards.reject_row(self.planned.source, item.key, item.uri, stage, reason)
         )
@@ -106,10 +111,12 @@ class _Part:
             {
                 "unit": [self.planned.number],
                 "source": [self.planned.source],
-                "shard": [self.planned.embeddings_uri(self.output)],
-                "rejected": [self.planned.rejected_uri(self.output)],
+                "shard": [self.files.shard(self.planned.set, self.planned.number, self.number)],
+                "rejected": [self.files.rejects(self.planned.number, self.number)],
                 "part": [self.number],
                 "last": [last],
+                "seconds": [time.monotonic() - self.started],
+                "failed": pa.array([self.failed], pa.string()),
                 "pixels": _one_binary(pixels),
                 "images": [_to_ipc(pa.Table.from_pylist(self.images, shards.IMAGE_SCHEMA))],
                 "rejects": [_to_ipc(pa.Table.from_pylist(self.rejects, shards.REJECT_SCHEMA))],

@@ -20,7 +20,7 @@ from ray import ObjectRef
 from curate import storage
 from curate.cluster import results
 from curate.coreset.quality import Quality
-from curate.coreset.quality_on_ray import selection_quality
+from curate.coreset.quality_on_ray import coreset_quality
 from curate.dataset import materialise
 from curate.embedding import encoders
 from curate.errors import CurateError
@@ -164,9 +164,7 @@ class Subject:
     def quality(self) -> tuple[Quality, float]:
         """Of the run's own coreset, and the seconds that it took."""
         started = time.monotonic()
-        output = self.settings.output
-        manifest = storage.join(output, "coreset.parquet")
-        found = selection_quality(output, manifest, set(self.chosen.oracle or ()))
+        found = coreset_quality(self.settings.output, set(self.chosen.oracle or ()))
         if not found.oracle_images:
             raise CurateError("evaluate.oracle: no image of the open set has any of these labels")
         return found, round(time.monotonic() - started, 2)

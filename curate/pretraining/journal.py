@@ -15,6 +15,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from curate import storage
+from curate.runfiles.files import TrainingFiles
 
 log = logging.getLogger(__name__)
 
@@ -26,16 +27,16 @@ WRITE_EVERY_S = 20.0
 class Journal:
     """metrics.jsonl and TensorBoard's event files, from the records of a training."""
 
-    def __init__(self, folder: str, earlier: list[Record]) -> None:
+    def __init__(self, files: TrainingFiles, earlier: list[Record]) -> None:
         """earlier: records up to the checkpoint that is gone on from; later ones are dropped."""
-        self.folder, self.records = folder, list(earlier)
+        self.files, self.records = files, list(earlier)
         self.written = 0.0
-        self.events = storage.join(folder, "tensorboard")
+        self.remote = not storage.is_local(files.folder)
         # Event files grow, which object stores' do not: made here, copied there
         self.local = (
-            storage.filesystem(self.events)[1]
-            if storage.is_local(folder)
-            else tempfile.mkdtemp(prefix="curate-events-")
+            tempfile.mkdtemp(prefix="curate-events-")
+            if self.remote
+            else storage.filesystem(files.events)[1]
         )
         purge = earlier[-1]["step"] + 1 if earlier else 0
         # Files are named by the second, and a restart may be quicker
@@ -51,18 +52,18 @@ class Journal:
 
     def write(self) -> None:
         text = "".join(json.dumps(record) + "\n" for record in self.records)
-        storage.write_bytes(storage.join(self.folder, "metrics.jsonl"), text.encode())
+        storage.write_bytes(self.files.metrics, text.encode())
         self.writer.flush()
-        if not storage.is_local(self.folder):
+        if self.remote:
             for name in os.listdir(self.local):
                 with open(os.path.join(self.local, name), "rb") as file:
-                    storage.write_bytes(storage.join(self.events, name), file.read())
+                    storage.write_bytes(storage.join(self.files.events, name), file.read())
         self.written = time.monotonic()
 
     def close(self) -> None:
         self.writer.close()  # first, since a flush alone leaves out what is still in its queue
         self.write()
-        if not storage.is_local(self.folder):
+        if self.remote:
             shutil.rmtree(self.local)
 
 

@@ -83,7 +83,7 @@ def launch(job: Job, placement: Placement, restarts: int) -> None:
     """Train; a worker that is lost takes all back to the newest checkpoint."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
-    scratch = storage.join(job.folder, ".ray")
+    scratch = job.files.scratch
     trainer = TorchTrainer(
         work,
         train_loop_config={"job": job, "board": board},

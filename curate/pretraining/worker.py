@@ -26,6 +26,7 @@ from curate.pretraining.order import places_of
 from curate.pretraining.plan import TrainingPlan
 from curate.pretraining.probe import Probe, knn_accuracy, open_probe
 from curate.pretraining.trainer import Trainer
+from curate.runfiles.files import TrainingFiles
 from curate.settings import ImageSettings
 
 RECORD_EVERY = 100  # steps, where an epoch has more
@@ -38,7 +39,7 @@ class Job:
 
     section: str  # of the config, named in errors
     plan: TrainingPlan
-    folder: str  # checkpoints, metrics and the encoder go here
+    files: TrainingFiles
     data: str  # folder of the training set
     limits: ImageSettings
     mean: tuple[float, float, float] | None
@@ -105,12 +106,8 @@ class _Worker:
         self.seconds_before = 0.0
         self._go_on()
 
-    @property
-    def checkpoints(self) -> str:
-        return storage.join(self.job.folder, "checkpoints")
-
     def _go_on(self) -> None:
-        state = checkpoints.newest(self.checkpoints)
+        state = checkpoints.newest(self.job.files.checkpoints)
         if state is not None:
             self.trainer.load(state)
             self.records = state["records"]
@@ -124,13 +121,13 @@ class _Worker:
         steps = gather(torch.tensor([self.trainer.step_number], device=self.trainer.device))
         if len(set(steps.tolist())) > 1:
             raise CurateError(
-                f"{self.checkpoints}: workers see different checkpoints there (steps "
+                f"{self.job.files.checkpoints}: workers see different checkpoints there (steps "
                 f"{steps.tolist()}); output must be one place for all machines"
             )
 
     def run(self) -> None:
         plan = self.job.plan
-        journal = Journal(self.job.folder, self.records) if rank() == 0 else None
+        journal = Journal(self.job.files, self.records) if rank() == 0 else None
         self.started = self.shown = time.monotonic()
         self.first_step = self.trainer.step_number
         for crops in self._batches():
@@ -269,16 +266,15 @@ class _Worker:
                 "records": self.records,
                 "seconds": self.seconds_before + time.monotonic() - self.started,
             }
-            keep = self.job.keep_checkpoints
-            checkpoints.save(self.checkpoints, self.trainer.step_number, state, keep)
+            folder, keep = self.job.files.checkpoints, self.job.keep_checkpoints
+            checkpoints.save(folder, self.trainer.step_number, state, keep)
 
     def _export(self) -> None:
-        """encoder.safetensors, then encoder.json, whose presence says that training is done."""
+        """The weights, then the card, whose presence says that training is done."""
         plan, trainer = self.job.plan, self.trainer
         module = trainer.method.encoder()
         state = {name: value.cpu().contiguous() for name, value in module.state_dict().items()}
-        uri = storage.join(self.job.folder, "encoder.safetensors")
-        storage.write_bytes(uri, save_safetensors(state))
+        storage.write_bytes(self.job.files.weights, save_safetensors(state))
         card = {
             "backbone": plan.backbone,
             "small_stem": plan.small_stem,
@@ -293,7 +289,7 @@ class _Worker:
             "dataset": self.images.index.fingerprint,
             "curate": __version__,
         }
-        storage.write_json(storage.join(self.job.folder, "encoder.json"), card)
+        storage.write_json(self.job.files.card, card)
 
     def _knn(self, probe: Probe) -> float:
         trainer, job = self.trainer, self.job

@@ -12,6 +12,7 @@ from curate import storage
 from curate.report import galleries, page, publish
 from curate.report.content import Report, Tile
 from curate.report.gather import gather
+from curate.runfiles.files import RunFiles
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def build(output: str) -> Built:
     Raises CurateError where there is no finished run.
     """
     started = time.monotonic()
-    folder = storage.join(output, "report")
+    folder = RunFiles(output).report
     report = gather(output, folder)
     pages = [*galleries.gallery_pages(report), *galleries.centroid_pages(report)]
     earlier = {name for name in storage.names_in(folder) if OWN_PAGES.fullmatch(name)}

@@ -17,25 +17,22 @@ from numpy.typing import NDArray
 from curate import storage
 from curate.errors import CurateError, one_line
 from curate.report.content import Cell, Comparison, Figure
-from curate.runfiles import fingerprint
-from curate.settings import RunSettings
+from curate.runfiles.files import ComparisonFiles, RunFiles
 
-NARROW = ["source", "label", "centroid", "round"]  # of every row of a manifest; the rest of few
+NARROW = [
+    "source",
+    "label",
+    "centroid",
+    "round",
+    "position",
+]  # of every row of a manifest; the rest of few
 REJECTED_FILES = 64  # that are read, spread evenly over the plan
 READ_AGAIN = "run the same `curate run` again"
 
 
 @dataclass(frozen=True)
-class Run:
-    output: str
-    settings: RunSettings
-    versions: dict[str, str]
-    summary: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Manifest:
-    """A selection: four columns of every image, and whole rows on demand."""
+    """A selection: five columns of every image, and whole rows on demand."""
 
     uri: str
     rows: pa.Table
@@ -69,59 +66,41 @@ class Manifest:
         return [found[place] for place in np.searchsorted(wanted, positions)]
 
 
-def open_run(output: str) -> Run:
-    """Raises CurateError where no run was finished."""
-    uri = storage.join(output, "summary.json")
-    summary = _json(uri)
-    if summary is None or "selected" not in summary:
-        what = "no summary.json" if summary is None else "it stopped before the selection"
-        raise CurateError(f"{output}: no finished run here ({what}); run `curate run` first")
-    written = fingerprint.written(output)
-    return Run(output, written.settings, written.versions, summary)
-
-
 def read_manifest(uri: str) -> Manifest:
     return Manifest(uri, _table(uri, NARROW))
 
 
-def read_rounds(output: str) -> list[tuple[int, float, int]]:
+def read_rounds(run: RunFiles) -> list[tuple[int, float, int]]:
     """(round, f(S_t), images so far)."""
-    table = _table(storage.join(output, "rounds.parquet"), ["round", "objective", "total"])
+    table = _table(run.rounds, ["round", "objective", "total"])
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
-def units_of(output: str) -> pa.Table:
-    """unit, set and source of the whole plan."""
-    return _table(storage.join(output, "plan.parquet"), ["unit", "set", "source"])
-
-
-def read_rejected(output: str) -> list[dict[str, Any]]:
+def read_rejected(run: RunFiles) -> list[dict[str, Any]]:
     """Rejected images, of at most REJECTED_FILES files."""
-    folder = storage.join(output, "rejected")
-    names = sorted(name for name in storage.names_in(folder) if name.endswith(".parquet"))
+    names = sorted(name for name in storage.names_in(run.rejected) if name.endswith(".parquet"))
     every = np.linspace(0, len(names) - 1, min(len(names), REJECTED_FILES)).astype(int)
     found: list[dict[str, Any]] = []
     for place in every:
-        found += _table(storage.join(folder, names[place])).to_pylist()
+        found += _table(storage.join(run.rejected, names[place])).to_pylist()
     return found
 
 
-def other_manifests(output: str) -> dict[str, str]:
+def other_manifests(run: RunFiles) -> dict[str, str]:
     """Name of an arm → its manifest, where a comparison selected over these embeddings: SimCore's
     first, so that they stand side by side, and one random sample of several."""
-    folder = storage.join(output, "selections")
     names = [
         name.removesuffix(".parquet")
-        for name in storage.names_in(folder)
+        for name in storage.names_in(run.selections)
         if name.endswith(".parquet") and not re.fullmatch(r"random-[1-9]\d*\.parquet", name)
     ]
     names.sort(key=lambda name: (not name.startswith("simcore"), name))
-    return {name: storage.join(folder, f"{name}.parquet") for name in names}
+    return {name: run.selection(name) for name in names}
 
 
-def read_evaluation(output: str) -> list[Figure]:
-    """evaluate/results.json; empty where nothing was evaluated."""
-    uri = storage.join(output, "evaluate", "results.json")
+def read_evaluation(run: RunFiles) -> list[Figure]:
+    """What `curate evaluate` found; empty where nothing was evaluated."""
+    uri = run.evaluation.results
     document = _json(uri)
     try:
         return [
@@ -139,11 +118,11 @@ def read_evaluation(output: str) -> list[Figure]:
         raise _not_its_own(uri, "curate evaluate") from error
 
 
-def read_comparison(output: str) -> Comparison | None:
-    """comparison.json of the run's folder or of the one above."""
-    base = output.rstrip("/")
+def read_comparison(run: RunFiles) -> Comparison | None:
+    """The comparison in the run's folder, or in the one above."""
+    base = run.output.rstrip("/")
     for folder in (base, base.rpartition("/")[0]):
-        uri = storage.join(folder, "comparison.json")
+        uri = ComparisonFiles(folder).table
         document = _json(uri) if folder else None
         if document is None:
             continue

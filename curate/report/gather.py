@@ -15,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from curate import storage
-from curate.coreset import recut, stage, whitened_shards
+from curate.coreset import recut, stage
 from curate.errors import CurateError, one_line
 from curate.report import files, projection, sampling, thumbnails
 from curate.report.content import (
@@ -29,11 +29,12 @@ from curate.report.content import (
     Source,
     Tile,
 )
-from curate.report.files import Manifest, Run
+from curate.report.files import Manifest
 from curate.report.markup import public
-from curate.runfiles.plan import PlannedUnit
+from curate.runfiles.files import RunFiles
+from curate.runfiles.run import Embedded, Run, summary_of
+from curate.runfiles.summary import Summary
 from curate.settings import ImageFolderSettings, SourceSettings, UrlListSettings
-from curate.sources import Unit
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -57,7 +58,7 @@ class _Work:
 
     run: Run
     manifest: Manifest
-    parts: dict[str, dict[int, str]]  # target, open → unit → shard
+    embedded: Embedded  # what was selected from
     wanted: dict[str, list[thumbnails.Row]] = field(
         default_factory=lambda: {"target": [], "open": []}
     )
@@ -95,22 +96,25 @@ def gather(output: str, folder: str) -> Report:
 
     Raises CurateError where there is no finished run, or its own files are damaged.
     """
-    run = files.open_run(output)
-    manifest = files.read_manifest(storage.join(output, "coreset.parquet"))
-    work = _Work(run, manifest, _parts(run))
-    summary, coreset = run.summary, run.settings.coreset
-    curve = files.read_rounds(output)
+    summary = summary_of(RunFiles(output))
+    run = Run.open(output)
+    coreset = run.settings.coreset
+    manifest = files.read_manifest(run.files.manifest)
+    work = _Work(run, manifest, stage.embedded(run))
+    curve = files.read_rounds(run.files)
 
     # First all that wants thumbnails, then those at once, then the tiles
     log.info("report: images to show")
     gallery = work.want("open", manifest.whole(_spread(len(manifest), GALLERY)))
-    centres = stage.read_centroids(output) if coreset.method == "simcore" else None
+    centres = stage.read_centroids(run) if coreset.method == "simcore" else None
     shown = _spread(len(centres), CENTROIDS) if centres is not None else []
     picks = {number: work.want("open", rows) for number, rows in _picks(manifest, shown).items()}
     nearest: list[list[thumbnails.Row]] = []
     if centres is not None:
         nearest = work.part_of("centroids", lambda: _nearest(work, centres[shown]), [])
-    refused: list[dict[str, Any]] = work.part_of("rejects", lambda: files.read_rejected(output), [])
+    refused: list[dict[str, Any]] = work.part_of(
+        "rejects", lambda: files.read_rejected(run.files), []
+    )
     rejects = [_as_row(row) for row in refused[:REJECTED]]
     work.want("open", [row for row in rejects if _worth_showing(run, row)])
     log.info("report: thumbnails")
@@ -125,12 +129,12 @@ def gather(output: str, folder: str) -> Report:
         clusters=None if centres is None else len(centres),
         tau=coreset.tau if coreset.method == "simcore" else None,
         reference_round=coreset.reference_round,
-        selected=summary["selected"],
-        rounds=summary["rounds"],
-        stopped_because=summary["stopped_because"],
-        stopping_objective=summary.get("stopping_objective"),
+        selected=summary.outcome.selected,
+        rounds=summary.outcome.rounds,
+        stopped_because=summary.outcome.stopped_because,
+        stopping_objective=summary.outcome.stopping_objective,
         sources=_sources(summary),
-        seconds=summary.get("seconds", {}),
+        seconds=summary.seconds,
         versions=run.versions,
         settings=_settings(run),
         encoder=_encoder(run),
@@ -147,28 +151,13 @@ def gather(output: str, folder: str) -> Report:
             for number, near in zip(shown, nearest or [[]] * len(shown), strict=True)
         ],
         rejects=_rejects(work, refused, rejects),
-        cuts=work.part_of("cuts", lambda: _cuts(run), []),
+        cuts=work.part_of("cuts", lambda: _cuts(work), []),
         maps=work.part_of("map", lambda: _maps(work), []),
         classes=work.part_of("classes", lambda: _classes(work), []),
-        evaluation=files.read_evaluation(output),
-        comparison=files.read_comparison(output),
+        evaluation=files.read_evaluation(run.files),
+        comparison=files.read_comparison(run.files),
         missing=work.missing,
     )
-
-
-def _parts(run: Run) -> dict[str, dict[int, str]]:
-    """The shards that were selected from: unit → URI, of each set."""
-    parts: dict[str, dict[int, str]] = {"target": {}, "open": {}}
-    whitened = (
-        storage.join(run.output, whitened_shards.FOLDER) if run.settings.coreset.whiten else None
-    )
-    for row in files.units_of(run.output).to_pylist():
-        unit = PlannedUnit(row["unit"], row["set"], row["source"], Unit(""))
-        uri = unit.embeddings_uri(run.output)
-        parts[row["set"]][row["unit"]] = (
-            whitened_shards.place_of(uri, whitened) if whitened else uri
-        )
-    return parts
 
 
 def _spread(total: int, wanted: int) -> list[int]:
@@ -192,7 +181,7 @@ def _picks(manifest: Manifest, shown: list[int]) -> dict[int, list[thumbnails.Ro
 def _nearest(work: _Work, centres: NDArray[np.float32]) -> list[list[thumbnails.Row]]:
     """Of each centroid the most similar target images."""
     name = work.run.settings.target.name
-    found = sampling.nearest(list(work.parts["target"].values()), centres, BESIDE)
+    found = sampling.nearest(work.embedded.target, centres, BESIDE)
     rows = [[{**row, "source": name} for row in one] for one in found]
     for one in rows:
         work.want("target", one)
@@ -245,10 +234,11 @@ def _rejects(
     return Rejects(shown, reasons.most_common(TOP), len(refused))
 
 
-def _sources(summary: dict[str, Any]) -> list[Source]:
+def _sources(summary: Summary) -> list[Source]:
+    counts = summary.sources
     return [
-        Source(name, set_name == "target", **row)
-        for set_name, rows in summary["sources"].items()
+        Source(name, of_target, **vars(row))
+        for of_target, rows in ((True, counts.target), (False, counts.open))
         for name, row in rows.items()
     ]
 
@@ -261,26 +251,24 @@ def _thinned(
     return [curve[i] for i in sorted(places) if i < len(curve)]
 
 
-def _cuts(run: Run) -> list[recut.Cut]:
-    if run.settings.coreset.method != "simcore":
+def _cuts(work: _Work) -> list[recut.Cut]:
+    if work.run.settings.coreset.method != "simcore":
         return []
-    embedded = sum(row["embedded"] for row in run.summary["sources"]["open"].values())
-    if embedded > SWEPT_IMAGES:
+    if work.embedded.open_images > SWEPT_IMAGES:
         raise CurateError(
             f"not tried on an open set of more than {SWEPT_IMAGES:,} images; "
             "`curate recut RUN --tau …` tries one"
         )
-    return recut.sweep(run.output)
+    return recut.sweep(work.run)
 
 
 def _maps(work: _Work) -> list[Map]:
     """Target, open set and coreset, a sample of each, in two dimensions."""
-    rows = work.manifest.whole(_spread(len(work.manifest), MAPPED))
-    plan = storage.join(work.run.output, "plan.parquet")
+    position = work.manifest.numbers("position")[_spread(len(work.manifest), MAPPED)]
     sets = {
-        "open": sampling.of_set(list(work.parts["open"].values()), MAPPED, SEED),
-        "target": sampling.of_set(list(work.parts["target"].values()), MAPPED, SEED),
-        "coreset": sampling.of_coreset(plan, work.parts["open"], rows, SEED),
+        "open": sampling.of_set(work.embedded.open, MAPPED, SEED),
+        "target": sampling.of_set(work.embedded.target, MAPPED, SEED),
+        "coreset": sampling.at_positions(work.embedded.open, position, SEED),
     }
     sets = {name: matrix for name, matrix in sets.items() if len(matrix)}
     if "target" not in sets or "open" not in sets:
@@ -341,15 +329,14 @@ def _classes(work: _Work) -> list[Classes]:
     if coreset.method == "simcore":
         named += f", k = {coreset.clusters}"
     found = {named: work.manifest.labels()}
-    others = files.other_manifests(work.run.output)
+    others = files.other_manifests(work.run.files)
     for name, uri in list(others.items())[: SELECTIONS - 1]:
         found[name] = files.read_manifest(uri).labels()
     if not any(set(labels) - {None} for labels in found.values()):
         return []
-    embedded = sum(row["embedded"] for row in work.run.summary["sources"]["open"].values())
     opened: dict[str | None, int] = {}
-    if embedded <= LABELLED_IMAGES:
-        opened = sampling.label_counts(list(work.parts["open"].values()))
+    if work.embedded.open_images <= LABELLED_IMAGES:
+        opened = sampling.label_counts(work.embedded.open)
     return [_top(title, labels, opened) for title, labels in found.items()]
 
 

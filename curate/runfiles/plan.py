@@ -1,4 +1,4 @@
-"""The frozen plan of a run: which units there are, in which order, and where each one's files go.
+"""The frozen plan of a run: which units there are, in which order.
 
 Plan order is (unit, row in unit). It is fixed before any work starts and independent of how many
 workers there are, and it breaks every tie of the selection.
@@ -41,12 +41,6 @@ class PlannedUnit:
     source: str
     unit: Unit
 
-    def embeddings_uri(self, output: str) -> str:
-        return storage.join(output, "embeddings", self.set, f"part-{self.number:06d}.arrow")
-
-    def rejected_uri(self, output: str) -> str:
-        return storage.join(output, "rejected", f"part-{self.number:06d}.parquet")
-
 
 def make(settings: RunSettings) -> list[PlannedUnit]:
     """List every source: the target's units first, then the open sets' in the config's order."""
@@ -67,6 +61,8 @@ def write(uri: str, plan: list[PlannedUnit]) -> None:
 def read(uri: str) -> list[PlannedUnit]:
     try:
         return from_table(pq.read_table(io.BytesIO(storage.read_bytes(uri))))
+    except FileNotFoundError:
+        raise CurateError(f"{uri}: no such file; run the same `curate run` again") from None
     except pa.ArrowException as error:
         raise CurateError(f"{uri}: damaged: {one_line(error)}; start over with --fresh") from error
 

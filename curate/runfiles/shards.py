@@ -65,28 +65,35 @@ def reject_row(source: str, key: str, uri: str, stage: str, reason: str) -> dict
     return {"source": source, "key": key, "uri": uri, "stage": stage, "reason": reason}
 
 
-def write_arrow(uri: str, table: pa.Table) -> None:
+def write_arrow(uri: str, table: pa.Table) -> int:
+    """→ the file's size, bytes."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
-    storage.write_bytes(uri, sink.getvalue())
+    data = sink.getvalue()
+    storage.write_bytes(uri, data)
+    return int(data.size)
 
 
-def with_note(table: pa.Table, **note: int) -> pa.Table:
-    """The table with figures about it in its schema, where they are read without its rows."""
+def with_note(table: pa.Table, **note: Any) -> pa.Table:
+    """The table with what is to be known of it in its schema, which is read without its rows."""
     return table.replace_schema_metadata({b"curate": json.dumps(note).encode()})
 
 
-def read_note(uri: str) -> dict[str, int]:
+def read_note(uri: str) -> dict[str, Any]:
     """What `with_note` left in a file, from its last few KB. Raises CurateError."""
     try:
         with storage.open_seekable(uri, block_bytes=1 << 16) as file:
-            note: dict[str, int] = json.loads(pa.ipc.open_file(file).schema.metadata[b"curate"])
+            note: dict[str, Any] = json.loads(pa.ipc.open_file(file).schema.metadata[b"curate"])
             return note
     except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
-        raise CurateError(
-            f"{uri}: not a shard of this run ({one_line(error, 100)}); remove it and run again"
-        ) from error
+        raise not_of_this_run(uri, error) from error
+
+
+def not_of_this_run(uri: str, error: Exception) -> CurateError:
+    return CurateError(
+        f"{uri}: not a shard of this run ({one_line(error, 100)}); remove it and run again"
+    )
 
 
 def write_parquet(uri: str, table: pa.Table) -> None:

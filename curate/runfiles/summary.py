@@ -1,69 +1,144 @@
-"""The tables that end a run and a training."""
+"""What a run and a training come to: summary.json, typed, and the tables that end them."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from curate import storage
+from curate.runfiles.accounts import Counts, SourceCounts
+from curate.runfiles.files import RunFiles
+from curate.settings import CoresetSettings
 
 ROUNDS_SHOWN = 10
 
 
-def table_of(summary: dict[str, Any], output: str) -> str:
-    """summary.json as text."""
-    lines = [f"{'source':<24}{'seen':>12}{'embedded':>12}{'rejected':>12}{'selected':>12}"]
-    for set_name, rows in summary["sources"].items():
-        for name, row in rows.items():
-            shown = name if set_name == "open" else f"{name} (target)"
-            selected = f"{row['selected']:,}" if set_name == "open" else "–"
+@dataclass(frozen=True)
+class Outcome:
+    """What a selection came to, without anything that differs between equal runs."""
+
+    coreset: CoresetSettings
+    selected: int
+    rounds: int
+    first_objective: float | None
+    last_objective: float | None
+    stopping_objective: float | None  # f(S_t) of the round under the threshold
+    stopped_because: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "coreset": self.coreset.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """A training that is done."""
+
+    method: str
+    backbone: str
+    image_px: int
+    images: int
+    open_images: int  # of them
+    rejected: int  # that could not be copied
+    unreadable: int  # that could not be decoded
+    epochs: int
+    steps: int
+    batch_size: int
+    workers: int
+    loss: float
+    embedding_std: float
+    knn: float | None
+    images_per_s: float
+    seconds: float
+    encoder: str  # its folder
+
+    def table(self) -> str:
+        sets = f"{self.images:,} images"
+        if self.open_images:
+            sets += f", {self.open_images:,} of them from the open set"
+        knn = "" if self.knn is None else f", kNN accuracy {self.knn:.1%}"
+        return "\n".join(
+            [
+                f"{self.method} on {self.backbone} at {self.image_px} px: {sets}",
+                f"{self.epochs:,} epochs, {self.steps:,} steps, batches of "
+                f"{self.batch_size:,} over {self.workers} workers",
+                f"loss {self.loss:.4f}, embedding deviation {self.embedding_std:.2f}{knn}",
+                f"{self.seconds:,.0f} s, {self.images_per_s:,.0f} images/s; "
+                f"unreadable: {self.rejected} when copied, {self.unreadable} when decoded",
+                f"encoder: {self.encoder}",
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run that is done."""
+
+    sources: Counts
+    outcome: Outcome
+    seconds: dict[str, float]  # of each stage
+    embedded_now: int = 0  # images, by the last call
+    images_per_s: float | None = None  # of these
+    pretrain: TrainingSummary | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        document = {
+            "sources": self.sources.to_json(),
+            **self.outcome.to_json(),
+            "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
+            "embedded_now": self.embedded_now,
+            "images_per_s": self.images_per_s,
+        }
+        if self.pretrain is not None:
+            document["pretrain"] = asdict(self.pretrain)
+        return document
+
+    @staticmethod
+    def from_json(document: dict[str, Any]) -> Summary:
+        """Raises KeyError, TypeError or ValueError for what `to_json` does not make."""
+        rest = dict(document)
+        own = {name: rest.pop(name) for name in Outcome.__dataclass_fields__}
+        own["coreset"] = CoresetSettings.model_validate(own["coreset"])
+        training = rest.pop("pretrain", None)
+        return Summary(
+            Counts.from_json(rest.pop("sources")),
+            Outcome(**own),
+            **rest,
+            pretrain=None if training is None else TrainingSummary(**training),
+        )
+
+    def table(self, files: RunFiles) -> str:
+        lines = [f"{'source':<24}{'seen':>12}{'embedded':>12}{'rejected':>12}{'selected':>12}"]
+        for name, row in self.sources.target.items():
+            lines.append(_row(f"{name} (target)", row, "–"))
+        for name, row in self.sources.open.items():
+            lines.append(_row(name, row, f"{row.selected:,}"))
+        lines.append(self._ending())
+        stages = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
+        lines.append(f"seconds: {stages}")
+        if self.images_per_s:
             lines.append(
-                f"{shown:<24}{row['seen']:>12,}{row['embedded']:>12,}{row['rejected']:>12,}"
-                f"{selected:>12}"
+                f"embedded {self.embedded_now:,} images at {self.images_per_s:,.0f} "
+                "images/s, start of the workers included"
             )
-    if summary["rounds"]:
-        stopped = summary["stopped_because"]
-        if summary["stopping_objective"] is not None:
-            stopped += f" (the next round's is {summary['stopping_objective']:.4f})"
-        lines.append(
-            f"\n{summary['rounds']:,} rounds, f(S_1) = {summary['first_objective']:.4f}, "
-            f"f(S_last) = {summary['last_objective']:.4f}, stopped by: {stopped}"
+        lines.append(f"manifest: {files.manifest} ({self.outcome.selected:,} images)")
+        if self.pretrain is not None:
+            lines += ["", self.pretrain.table()]
+        return "\n".join(lines)
+
+    def _ending(self) -> str:
+        one = self.outcome
+        if not one.rounds:
+            return f"\nmethod {one.coreset.method}, stopped by: {one.stopped_because}"
+        stopped = one.stopped_because
+        if one.stopping_objective is not None:
+            stopped += f" (the next round's is {one.stopping_objective:.4f})"
+        return (
+            f"\n{one.rounds:,} rounds, f(S_1) = {one.first_objective:.4f}, "
+            f"f(S_last) = {one.last_objective:.4f}, stopped by: {stopped}"
         )
-    else:
-        lines.append(
-            f"\nmethod {summary['coreset']['method']}, stopped by: {summary['stopped_because']}"
-        )
-    stages = ", ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items())
-    lines.append(f"seconds: {stages}")
-    if summary["images_per_s"]:
-        lines.append(
-            f"embedded {summary['embedded_now']:,} images at {summary['images_per_s']:,.0f} "
-            "images/s, start of the workers included"
-        )
-    lines.append(
-        f"manifest: {storage.join(output, 'coreset.parquet')} ({summary['selected']:,} images)"
-    )
-    if "pretrain" in summary:
-        lines += ["", training_table(summary["pretrain"])]
-    return "\n".join(lines)
 
 
-def training_table(outcome: dict[str, Any]) -> str:
-    """A training's summary.json as text."""
-    sets = f"{outcome['images']:,} images"
-    if outcome["open_images"]:
-        sets += f", {outcome['open_images']:,} of them from the open set"
-    knn = "" if outcome["knn"] is None else f", kNN accuracy {outcome['knn']:.1%}"
-    return "\n".join(
-        [
-            f"{outcome['method']} on {outcome['backbone']} at {outcome['image_px']} px: {sets}",
-            f"{outcome['epochs']:,} epochs, {outcome['steps']:,} steps, batches of "
-            f"{outcome['batch_size']:,} over {outcome['workers']} workers",
-            f"loss {outcome['loss']:.4f}, embedding deviation {outcome['embedding_std']:.2f}{knn}",
-            f"{outcome['seconds']:,.0f} s, {outcome['images_per_s']:,.0f} images/s; "
-            f"unreadable: {outcome['rejected']} when copied, {outcome['unreadable']} when decoded",
-            f"encoder: {outcome['encoder']}",
-        ]
-    )
+def _row(name: str, row: SourceCounts, selected: str) -> str:
+    return f"{name:<24}{row.seen:>12,}{row.embedded:>12,}{row.rejected:>12,}{selected:>12}"
 
 
 def evaluation_table(results: list[dict[str, Any]]) -> str:

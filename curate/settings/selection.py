@@ -15,7 +15,7 @@ class EncoderSettings(Settings):
 
     backbone: str = "resnet50"
     pretrained: bool = False  # download timm's weights
-    checkpoint: str | None = None  # a state dict, or a folder with encoder.safetensors
+    checkpoint: str | None = None  # a state dict, or a folder of an encoder made here
     pretrain_on_target: TrainingSettings | None = None  # step 1 of the algorithm: train it on X
     seed: int = Field(0, ge=0)  # of the random weights, where neither of these is given
     image_px: int = Field(224, ge=8, le=4096)

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curate.cli import main
-from curate.coreset import stage
 from curate.coreset.recut import cut, recut, sweep, thresholds
 from curate.coreset.rounds import Round, Selection
 from curate.errors import CurateError
 from curate.pipeline import run
+from curate.runfiles.run import Run
 from curate.settings import load as config
 from tests import datasets
 from tests.oracles import brute_force_rounds
@@ -45,12 +45,12 @@ def test_a_recut_is_the_run_with_that_threshold(document, tmp_path: Path, tau: f
     assert [row["key"] for row in rows(uri)] == [row["key"] for row in expected]
     for one, other in zip(rows(uri), expected, strict=True):
         assert one == {**other, "uri": one["uri"]}
-    assert line.startswith(f"{summary['selected']:,} of ")
+    assert line.startswith(f"{summary.outcome.selected:,} of ")
     assert rows(f"{document['output']}/coreset.parquet") == before  # the run's own stays
 
 
 def test_a_sweep_says_what_each_threshold_selects(document) -> None:
-    cuts = sweep(document["output"])
+    cuts = sweep(Run.open(document["output"]))
     assert [one.tau for one in cuts] == thresholds(0.999)
     assert 0.999 in [one.tau for one in cuts] and len(cuts) == 10
     for one in cuts:
@@ -64,7 +64,7 @@ def test_a_budget_holds_for_every_threshold(document, tmp_path: Path) -> None:
     own = {**document, "output": str(tmp_path / "own")}
     own["coreset"] = {"clusters": 5, "tau": 0.999, "budget": 17}
     run(config.parse(own, "test"))
-    cuts = sweep(own["output"])
+    cuts = sweep(Run.open(own["output"]))
     assert {one.selected for one in cuts if one.stopped_because == "budget"} == {17}
     assert cuts[-1].stopped_because == "budget"
 
@@ -111,7 +111,7 @@ def test_the_command(document, capsys) -> None:
 
 
 def test_what_cannot_be_recut(document, tmp_path: Path) -> None:
-    with pytest.raises(CurateError, match=r"no run here \(no load.yaml\); `curate run` makes"):
+    with pytest.raises(CurateError, match=r"no run here \(no config.yaml\); `curate run` makes"):
         recut(str(tmp_path), 0.9)
     (tmp_path / "config.yaml").write_text("target: x")
     with pytest.raises(CurateError, match=r"config.yaml: not a run's config"):
@@ -126,7 +126,7 @@ def test_a_run_that_was_moved_is_found(document, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     Path(document["output"]).rename(moved)
     try:
-        assert stage.open_run(str(moved)).embedded.open_images > 0
+        assert Run.open(str(moved)).embedded().open_images > 0
         assert str(moved) in recut(str(moved), 0.97)
     finally:
         moved.rename(document["output"])

@@ -19,6 +19,7 @@ from curate.dataset.training_set import Index, TrainingSet, read_index
 from curate.errors import CurateError
 from curate.pipeline import run
 from curate.runfiles import shards
+from curate.runfiles.files import TrainingSetFiles
 from curate.settings import RunSettings
 from curate.settings import load as config
 from tests import datasets
@@ -331,8 +332,8 @@ def test_parts_stay_small(
     """A task's images go to several files, each image to one of them."""
     limit = 3 * len(datasets.picture(1000))
     monkeypatch.setattr(materialise, "PART_BYTES", limit)
-    (piece,) = materialise._pieces(settings_of(document), ["target"])
-    copied = materialise._copy._function(piece, {}, str(tmp_path), 7)
+    (piece,) = materialise._pieces(settings_of(document), ["target"], {})
+    copied = materialise._copy._function(piece, {}, TrainingSetFiles(str(tmp_path)), 7)
     tables = [shards.read_arrow(str(tmp_path / name)) for name, _, _ in copied.parts]
     images = [image for table in tables for image in table["image"].to_pylist()]
     assert images == target_bytes(root_of(document)) and not copied.rejects

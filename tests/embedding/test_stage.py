@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 
-from curate.embedding import encoders, parts, stage
+from curate.embedding import encoders, parts
 from curate.embedding.parts import read_parts
-from curate.embedding.stage import EmbedParts, join_parts
+from curate.embedding.stage import EmbedParts
 from curate.runfiles import plan, shards
+from curate.runfiles.files import RunFiles
+from curate.runfiles.ledger import PartRecord, unit_of
 from curate.settings import load as config
 from tests import datasets
 
@@ -19,7 +22,7 @@ def prepared(tmp_path):
     document = datasets.write_merged(tmp_path)
     settings = config.parse(document, "test")
     encoder = encoders.build(settings.encoder)
-    encoder.save(stage.weights_uri(settings.output))
+    encoder.save(RunFiles(settings.output).weights)
     return settings, encoder, plan.make(settings)
 
 
@@ -27,7 +30,7 @@ def parts_of(settings, encoder, units):
     return list(
         read_parts(
             plan.to_table(units),
-            output=settings.output,
+            files=RunFiles(settings.output),
             sources={
                 ("target", "target"): settings.target,
                 **{("open", s.name): s for s in settings.open},
@@ -41,29 +44,36 @@ def parts_of(settings, encoder, units):
 def test_unit_in_several_parts_equals_the_unit_in_one(tmp_path, monkeypatch, ray_session) -> None:
     settings, encoder, units = prepared(tmp_path)
     unit = next(u for u in units if u.source == "folder")  # with three of the broken files
-    actor = EmbedParts(settings.encoder, stage.weights_uri(settings.output), 5)
+    actor = EmbedParts(settings.encoder, RunFiles(settings.output).weights, 5)
 
     [whole] = parts_of(settings, encoder, [unit])
     actor(whole)
-    uri, rejected_uri = unit.embeddings_uri(settings.output), unit.rejected_uri(settings.output)
+    files = RunFiles(settings.output)
+    uri, rejected_uri = files.shard("open", unit.number, 0), files.rejects(unit.number, 0)
     expected, rejects = shards.read_arrow(uri), pq.read_table(rejected_uri)
     assert len(expected) + len(rejects) == 16 and len(rejects) > 0
 
     monkeypatch.setattr(parts, "PART_BYTES", 5 * 32 * 32 * 3)
     cut = parts_of(settings, encoder, [unit])
     assert [part["last"][0].as_py() for part in cut] == [False, False, False, True]
-    for part in cut:
-        actor(part)
-    ray.get(join_parts.remote(uri, rejected_uri, len(cut)))
-    joined = shards.read_arrow(uri)
+    records = [PartRecord(**row) for part in reversed(cut) for row in actor(part).to_pylist()]
+    assert unit_of(records[1:]) is None and unit_of(records[:-1]) is None
+    record = unit_of(records)
+    uris = [files.shard("open", unit.number, number) for number in range(len(cut))]
+    tables = [shards.read_arrow(uri) for uri in uris]
+    assert [shard.rows for shard in record.shards] == [len(table) for table in tables]
+    assert [shard.bytes for shard in record.shards] == [os.path.getsize(uri) for uri in uris]
+    joined = pa.concat_tables(table.replace_schema_metadata() for table in tables)
     assert joined.drop_columns(["embedding"]).equals(expected.drop_columns(["embedding"]))
     np.testing.assert_allclose(
         np.stack(joined["embedding"].to_numpy()),
         np.stack(expected["embedding"].to_numpy()),
         atol=2e-3,  # batches are cut elsewhere
     )
-    assert pq.read_table(rejected_uri).equals(rejects)
-    assert shards.read_note(uri) == {"seen": 16, "embedded": len(joined)}
+    refused = [files.rejects(unit.number, number) for number in range(len(cut))]
+    found = [pq.read_table(uri) for uri in refused if os.path.exists(uri)]
+    assert pa.concat_tables(found).equals(rejects)
+    assert (record.seen, record.embedded, record.rejected) == (16, len(joined), len(rejects))
 
 
 def test_dead_embedding_is_a_reject_not_a_row(tmp_path, ray_session) -> None:
@@ -78,14 +88,17 @@ def test_dead_embedding_is_a_reject_not_a_row(tmp_path, ray_session) -> None:
         if name.endswith("running_var"):
             weights[name] = weights[name] * 0 + 1
     encoder.module.load_state_dict(weights)
-    encoder.save(stage.weights_uri(settings.output))
+    encoder.save(RunFiles(settings.output).weights)
     unit = next(u for u in units if u.source == "tars")
-    actor = EmbedParts(settings.encoder, stage.weights_uri(settings.output), 8)
+    actor = EmbedParts(settings.encoder, RunFiles(settings.output).weights, 8)
     [part] = parts_of(settings, encoder, [unit])
     counts = actor(part).to_pylist()
-    assert counts == [{"unit": unit.number, "part": 0, "last": True, "images": 20}]
-    assert len(shards.read_arrow(unit.embeddings_uri(settings.output))) == 0
-    rejects = pq.read_table(unit.rejected_uri(settings.output)).to_pylist()
+    record = PartRecord(**counts[0])
+    assert (record.unit, record.part, record.last) == (unit.number, 0, True) and len(counts) == 1
+    assert (record.seen, record.embedded, record.rejected) == (20, 0, 20)
+    files = RunFiles(settings.output)
+    assert len(shards.read_arrow(files.shard("open", unit.number, 0))) == 0
+    rejects = pq.read_table(files.rejects(unit.number, 0)).to_pylist()
     assert len(rejects) == 20
     assert {row["stage"] for row in rejects} == {"embed"}
     assert {row["source"] for row in rejects} == {"tars"}
@@ -96,9 +109,11 @@ def test_unit_without_one_good_image_is_still_done(tmp_path, ray_session) -> Non
     (tmp_path / "tars" / "one.tar").write_bytes(b"no tar at all")
     unit = next(u for u in units if u.source == "tars")
     [part] = parts_of(settings, encoder, [unit])
-    EmbedParts(settings.encoder, stage.weights_uri(settings.output), 8)(part)
-    table = shards.read_arrow(unit.embeddings_uri(settings.output))
+    files = RunFiles(settings.output)
+    [row] = EmbedParts(settings.encoder, files.weights, 8)(part).to_pylist()
+    assert "archive damaged" in row["failed"]
+    table = shards.read_arrow(files.shard("open", unit.number, 0))
     assert table.num_rows == 0
     assert table.schema.field("embedding").type == pa.list_(pa.float16(), 512)
-    [reject] = pq.read_table(unit.rejected_uri(settings.output)).to_pylist()
+    [reject] = pq.read_table(files.rejects(unit.number, 0)).to_pylist()
     assert reject["uri"].endswith("one.tar") and "archive damaged" in reject["reason"]

@@ -18,12 +18,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from curate.cli import main
+from curate.coreset.quality_on_ray import selection_quality
 from curate.embedding import encoders
 from curate.embedding.encoders import Embedder
 from curate.errors import CurateError
-from curate.evaluate.stage import evaluate, measure, selection_quality
+from curate.evaluate.stage import evaluate, measure
 from curate.pipeline import run
 from curate.runfiles import shards
+from curate.runfiles.run import Embedded, Run
 from curate.settings import EncoderSettings, RunSettings
 from curate.settings import load as config
 from tests.datasets import picture, write_merged
@@ -334,17 +336,21 @@ def test_selection_against_counting_by_hand(curated) -> None:
     assert found["lift"].unit == "ratio" and found["lift"].n == len(chosen)
 
 
+def found_in(output: str) -> Embedded:
+    return Run.open(output).embedded()
+
+
 def test_selection_of_other_manifests(curated, tmp_path) -> None:
     output = curated["output"]
     whole = pq.read_table(Path(output) / "coreset.parquet")
     picked = whole.take([7, 0, 3]).to_pylist()
     pq.write_table(whole.take([7, 0, 3]), tmp_path / "three.parquet")
-    found = selection_quality(output, str(tmp_path / "three.parquet"), {"a"})
+    found = selection_quality(found_in(output), str(tmp_path / "three.parquet"), {"a"})
     assert found.selected == 3
     assert found.oracle_share == sum(row["label"] == "a" for row in picked) / 3
     baseline = config.parse({**curated, "coreset": {"method": "random", "budget": 9}}, "test")
     run(baseline)
-    found = selection_quality(output, f"{output}/coreset.parquet", {"a"})
+    found = selection_quality(found_in(output), f"{output}/coreset.parquet", {"a"})
     assert [(number, images) for number, images, _ in found.by_round] == [(0, 9)]
     run(config.parse(curated, "test"))
 
@@ -353,17 +359,17 @@ def test_selection_of_other_manifests(curated, tmp_path) -> None:
         whole.slice(1).from_pylist([strange], whole.schema), tmp_path / "strange.parquet"
     )
     with pytest.raises(CurateError, match="1 of its 1 images are not in the open set"):
-        selection_quality(output, str(tmp_path / "strange.parquet"), {"a"})
+        selection_quality(found_in(output), str(tmp_path / "strange.parquet"), {"a"})
     pq.write_table(whole.take([2, 2]), tmp_path / "twice.parquet")
     with pytest.raises(CurateError, match="it has an image twice"):
-        selection_quality(output, str(tmp_path / "twice.parquet"), {"a"})
+        selection_quality(found_in(output), str(tmp_path / "twice.parquet"), {"a"})
     (tmp_path / "text.parquet").write_text("no manifest")
     with pytest.raises(CurateError, match="not a manifest"):
-        selection_quality(output, str(tmp_path / "text.parquet"), {"a"})
+        selection_quality(found_in(output), str(tmp_path / "text.parquet"), {"a"})
     with pytest.raises(CurateError, match="no such manifest; run `curate run`"):
-        selection_quality(output, str(tmp_path / "none.parquet"), {"a"})
+        selection_quality(found_in(output), str(tmp_path / "none.parquet"), {"a"})
     with pytest.raises(CurateError, match="no run here"):
-        selection_quality(str(tmp_path), str(tmp_path / "three.parquet"), {"a"})
+        selection_quality(found_in(str(tmp_path)), str(tmp_path / "three.parquet"), {"a"})
 
 
 def test_selections_that_cannot_be_judged(curated, tmp_path) -> None:

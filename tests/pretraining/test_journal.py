@@ -17,6 +17,7 @@ from tensorboardX.proto.event_pb2 import Event
 from curate import storage
 from curate.pretraining import journal as journal_module
 from curate.pretraining.journal import Journal, TrainingProgress
+from curate.runfiles.files import TrainingFiles
 
 
 def record_of(step: int, **more: Any) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def test_every_record_is_written(folder: str) -> None:
-    journal = Journal(folder, [])
+    journal = Journal(TrainingFiles(folder), [])
     records = [record_of(step) for step in range(1, 8)]
     records[4]["knn"] = 0.25
     for record in records:
@@ -92,7 +93,7 @@ def test_every_record_is_written(folder: str) -> None:
 
 def test_a_training_that_is_killed_has_written(folder: str, monkeypatch: Any) -> None:
     monkeypatch.setattr(journal_module, "WRITE_EVERY_S", 0.0)
-    journal = Journal(folder, [])
+    journal = Journal(TrainingFiles(folder), [])
     for step in range(1, 4):
         journal.add(record_of(step))
         assert lines_of(folder) == [record_of(s) for s in range(1, step + 1)]
@@ -101,7 +102,7 @@ def test_a_training_that_is_killed_has_written(folder: str, monkeypatch: Any) ->
 
 
 def test_writing_is_no_every_step_affair(folder: str) -> None:
-    journal = Journal(folder, [])
+    journal = Journal(TrainingFiles(folder), [])
     for step in range(1, 4):
         journal.add(record_of(step))
     assert lines_of(folder) == [record_of(1)], "the rest waits for its time, or the end"
@@ -112,13 +113,13 @@ def test_writing_is_no_every_step_affair(folder: str) -> None:
 def test_going_on_drops_what_came_after_the_checkpoint(folder: str, monkeypatch: Any) -> None:
     """Records up to step 5, a checkpoint at step 3: what followed is done again, another way."""
     monkeypatch.setattr(journal_module, "WRITE_EVERY_S", 0.0)
-    first = Journal(folder, [])
+    first = Journal(TrainingFiles(folder), [])
     for step in range(1, 6):
         first.add(record_of(step))
     first.close()
     names = storage.names_in(storage.join(folder, "tensorboard"))
     earlier = lines_of(folder)[:3]
-    second = Journal(folder, earlier)
+    second = Journal(TrainingFiles(folder), earlier)
     again = [record_of(step, loss=100.0 + step) for step in (4, 5, 6)]
     for record in again:
         second.add(record)
@@ -132,7 +133,7 @@ def test_going_on_drops_what_came_after_the_checkpoint(folder: str, monkeypatch:
 
 def test_going_on_when_all_is_done(folder: str) -> None:
     earlier = [record_of(step) for step in (1, 2)]
-    Journal(folder, earlier).close()
+    Journal(TrainingFiles(folder), earlier).close()
     assert lines_of(folder) == earlier
 
 

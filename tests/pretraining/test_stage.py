@@ -82,11 +82,11 @@ def full(tmp_path_factory, ray_session) -> tuple[dict[str, Any], dict[str, Any]]
 def test_one_config_runs_the_whole_algorithm(full) -> None:
     document, summary = full
     output = Path(document["output"])
-    assert summary["selected"] == 12
-    trained = summary["pretrain"]
-    assert (trained["images"], trained["open_images"]) == (24 + 12, 12)
-    assert trained["steps"] == 4 * (36 // 8)
-    assert json.loads((output / "summary.json").read_text()) == summary
+    assert summary.outcome.selected == 12
+    trained = summary.pretrain
+    assert (trained.images, trained.open_images) == (24 + 12, 12)
+    assert trained.steps == 4 * (36 // 8)
+    assert json.loads((output / "summary.json").read_text()) == summary.to_json()
     # The embeddings are those of the encoder that was trained on X
     on_target = output / "target_encoder"
     seen = load_file(output / "encoder.safetensors")
@@ -146,7 +146,7 @@ def test_people_can_watch(full) -> None:
     assert all(record["embedding_std"] > 0.1 for record in records)
     # The probe's test images are its training images, and k = 1: each is its own neighbour
     assert [record.get("knn") for record in records] == [None, 1.0, None, 1.0]
-    assert summary["pretrain"]["knn"] == 1.0
+    assert summary.pretrain.knn == 1.0
     assert list((folder / "tensorboard").glob("events.*"))
     rates = [record["learning_rate"] for record in records]
     assert rates == sorted(rates, reverse=True)
@@ -161,7 +161,7 @@ def test_a_finished_training_is_not_repeated(full, caplog) -> None:
         summary = run(parsed(document))
     assert encoder.stat().st_mtime_ns == written
     assert "pretrain: done before" in caplog.text
-    assert summary["pretrain"]["images"] == 36
+    assert summary.pretrain.images == 36
 
 
 @pytest.mark.slow
@@ -170,7 +170,7 @@ def test_another_training_in_the_same_place_is_refused(full) -> None:
     for change, key in (
         ({"method": "byol"}, "training.method was simclr, is byol"),
         ({"epochs": 5}, "training.epochs was 4, is 5"),
-        ({"data": ["target"]}, "made_from.coreset was .*, is absent"),
+        ({"data": ["target"]}, "data.coreset was .*, is absent"),
     ):
         changed = {**document, "pretrain": {**document["pretrain"], **change}}
         with pytest.raises(CurateError, match=key) as refused:
@@ -338,4 +338,4 @@ def test_too_many_unreadable_images_stop_the_training(tmp_path, ray_session) -> 
         pretrain(parsed(document))
     document["pretrain"]["max_unreadable_fraction"] = 0.5
     summary = pretrain(parsed(document), fresh=True)
-    assert 0 < summary["unreadable"] <= 6
+    assert 0 < summary.unreadable <= 6

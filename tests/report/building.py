@@ -13,9 +13,14 @@ import pyarrow as pa
 
 from curate import storage
 from curate.coreset import manifest, stage
-from curate.runfiles import fingerprint, plan, shards
+from curate.runfiles import plan, shards
+from curate.runfiles.files import RunFiles
+from curate.runfiles.ledger import Ledger, PartRecord, unit_of
+from curate.runfiles.memo import Memo
 from curate.runfiles.plan import PlannedUnit
+from curate.runfiles.run import Run
 from curate.runfiles.shards import REJECT_SCHEMA
+from curate.runfiles.summary import Summary
 from curate.settings import load as config
 from curate.sources import Unit
 from tests.datasets import picture
@@ -55,57 +60,47 @@ def write_run(
     }
     settings = config.parse(document, "test")
     rng = np.random.default_rng(0)
-    planned, counts = [], {"target": {}, "open": {}}
+    files, planned, records = RunFiles(str(output)), [], {}
     for set_name, source, images in (
         ("target", "target", targets),
         ("open", "left", opened - opened // 3),
         ("open", "right", opened // 3),
     ):
-        row = {"seen": 0, "embedded": 0, "rejected": 0, "selected": 0}
         for start in range(0, images, per_unit):
             unit = PlannedUnit(len(planned), set_name, source, Unit(str(root / "pictures.bin")))
             n = min(per_unit, images - start)
             table = _images(places, range(start, start + n), labels, key, source)
             rejects = 3 if reason and set_name == "open" and start == 0 else 0
             if rejects:
-                _write_rejects(unit, str(output), source, key, reason, rejects)
+                _write_rejects(files.rejects(unit.number, 0), source, key, reason, rejects)
             embedded = shards.table_of(table, _unit_rows(rng, n, source))
-            note = {"seen": n + rejects, "embedded": n}
-            shards.write_arrow(unit.embeddings_uri(str(output)), shards.with_note(embedded, **note))
-            row["seen"], row["embedded"] = row["seen"] + n + rejects, row["embedded"] + n
-            row["rejected"] += rejects
+            size = shards.write_arrow(files.shard(set_name, unit.number, 0), embedded)
+            part = PartRecord(unit.number, 0, True, n + rejects, n, rejects, size)
             planned.append(unit)
-        counts[set_name][source] = row
-    plan.write(str(output / "plan.parquet"), planned)
-    config_document = {
-        "settings": settings.model_dump(mode="json"),
-        "versions": {"curate": "0.1.0"},
-        "fingerprint": {"of": "a test"},
-    }
-    storage.write_bytes(str(output / "config.yaml"), fingerprint.to_yaml(config_document))
-    _select(settings, counts)
+            records[unit.number] = unit_of([part])
+    plan.write(files.plan, planned)
+    with Ledger(files, {}) as ledger:
+        for record in records.values():
+            ledger.add(record)
+    about = {"settings": settings.model_dump(mode="json"), "versions": {"curate": "0.2.0"}}
+    Memo(files.memo).write({"of": "a test"}, **about)
+    _select(Run.open(str(output)))
     return output
 
 
-def _select(settings, counts) -> None:
-    output = settings.output
-    there = stage.open_run(output).embedded
-    centres = stage.centroids_of(there, settings.coreset)
+def _select(run: Run) -> None:
+    coreset, files = run.settings.coreset, run.files
+    found = stage.embedded(run)
+    centres = stage.centroids_of(found, coreset)
     if centres is not None:
-        stage.save_centroids(storage.join(output, "centroids.npy"), centres)
-    chosen = stage.choose(settings.coreset, there, centres)
-    table = stage.write_manifest(
-        storage.join(output, "coreset.parquet"), settings.coreset, there, chosen
-    )
-    manifest.write_rounds(storage.join(output, "rounds.parquet"), chosen.rounds)
-    for source, n in Counter(table["source"].to_pylist()).items():
-        counts["open"][source]["selected"] = n
-    summary = {
-        "sources": counts,
-        **stage.outcome(settings.coreset, chosen),
-        "seconds": {"embed": 1.5, "select": 0.5},
-    }
-    storage.write_json(storage.join(output, "summary.json"), summary)
+        stage.save_centroids(files.centroids, centres)
+    selection = stage.choose(coreset, found, centres)
+    table = stage.write_manifest(files.manifest, coreset, found, selection)
+    manifest.write_rounds(files.rounds, selection.rounds)
+    counts = run.counts().selecting(Counter(table["source"].to_pylist()))
+    seconds = {"embed": 1.5, "select": 0.5}
+    summary = Summary(counts, stage.outcome(coreset, selection), seconds)
+    storage.write_json(files.summary, summary.to_json())
 
 
 def _write_pictures(path: Path, pictures: int) -> list[tuple[str, int, int, str]]:
@@ -148,9 +143,7 @@ def _unit_rows(rng: np.random.Generator, n: int, source: str) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
 
 
-def _write_rejects(
-    unit: PlannedUnit, output: str, source: str, key: str, reason: str, rejects: int
-) -> None:
+def _write_rejects(uri: str, source: str, key: str, reason: str, rejects: int) -> None:
     rows = [
         {
             "source": source,
@@ -161,9 +154,7 @@ def _write_rejects(
         }
         for i in range(rejects)
     ]
-    shards.write_parquet(
-        unit.rejected_uri(output), pa.Table.from_pylist(rows, schema=REJECT_SCHEMA)
-    )
+    shards.write_parquet(uri, pa.Table.from_pylist(rows, schema=REJECT_SCHEMA))
 
 
 def write_results(output: Path, planted: str = "") -> None:

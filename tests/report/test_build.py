@@ -15,6 +15,7 @@ from curate.errors import CurateError
 from curate.pipeline import run
 from curate.report import files, gather, thumbnails
 from curate.report.build import build
+from curate.runfiles.files import RunFiles
 from curate.settings import load as config
 from tests import datasets
 from tests.report import building
@@ -207,7 +208,7 @@ def test_other_selections_begin_with_simcore(tmp_path) -> None:
     for name in ("oracle", "random-0", "random-1", "simcore"):
         storage.write_bytes(str(tmp_path / "selections" / f"{name}.parquet"), b"")
         storage.write_bytes(str(tmp_path / "selections" / f"{name}.json"), b"")
-    found = files.other_manifests(str(tmp_path))
+    found = files.other_manifests(RunFiles(str(tmp_path)))
     assert list(found) == ["simcore", "oracle", "random-0"]
     assert Path(found["simcore"]).exists()
 
@@ -229,7 +230,7 @@ def test_a_part_that_cannot_be_made_says_why(tmp_path, ray_session) -> None:
         ("coreset.parquet", r"coreset.parquet: no such file; run the same"),
         ("rounds.parquet", r"rounds.parquet: no such file; run the same"),
         ("plan.parquet", r"plan.parquet: no such file; run the same"),
-        ("config.yaml", r"no run here \(no load.yaml\)"),
+        ("config.yaml", r"no run here \(no config.yaml\)"),
     ],
 )
 def test_missing_files_are_one_line(damage, named, tmp_path, ray_session) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from curate.coreset import survey as survey_module
-from curate.coreset.survey import Wanted, nearest, survey
+from curate.coreset import quality_on_ray
+from curate.coreset.quality_on_ray import Wanted, nearest, survey
 from curate.runfiles import shards
 from curate.runfiles.shards import IMAGE_SCHEMA, Shard
 
@@ -22,7 +23,7 @@ def unit_rows(n: int, seed: int) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
 
 
-def write_shards(root: Path) -> tuple[list[Shard], list[tuple], np.ndarray]:
+def write_shards(root: Path) -> tuple[list[Shard], list[str], np.ndarray]:
     """A folder, a tar and a Parquet file: places that differ by uri, by offset, and by row."""
     embeddings = unit_rows(60, 0)
     places = [(f"file{i}.png", None, None) for i in range(20)]
@@ -45,7 +46,7 @@ def write_shards(root: Path) -> tuple[list[Shard], list[tuple], np.ndarray]:
         uri = str(root / f"part-{number}.arrow")
         shards.write_arrow(uri, table)
         found.append(Shard(uri, 0, 20, 20 * number))
-    return found, places, embeddings
+    return found, [place[0] for place in places], embeddings
 
 
 def test_against_brute_force(tmp_path: Path) -> None:
@@ -53,33 +54,36 @@ def test_against_brute_force(tmp_path: Path) -> None:
     target = unit_rows(7, 1).astype(np.float32)
     picks = [45, 3, 21, 59, 22]
     sample = np.array([0, 3, 19, 20, 58])
-    wanted = Wanted({places[i]: n for n, i in enumerate(picks)}, sample, target)
+    uris = [places[i] for i in sorted(picks)]
+    wanted = Wanted(np.sort(picks), pa.array(uris), sample, target)
     got = survey(found, wanted)
     similarity = (embeddings.astype(np.float64) @ target.T.astype(np.float64)).max(1)
     assert got.labels == Counter({"cat": 15, "dog": 15, None: 15, "car": 15})
-    assert [(n, label) for n, label, _ in sorted(got.selected)] == [
-        (n, LABELS[i % 4]) for n, i in enumerate(picks)
-    ]
-    assert [near for _, _, near in sorted(got.selected)] == pytest.approx(
-        similarity[picks], abs=1e-6
-    )
-    assert got.sample == pytest.approx(similarity[sample], abs=1e-6)
+    assert got.known == len(picks)
+    elsewhere = replace(wanted, uris=pa.array(["elsewhere", *uris[1:]]))
+    assert survey(found, elsewhere).known == len(picks) - 1
+    assert got.selected == [LABELS[i % 4] for i in sorted(picks)]
+    assert got.near == pytest.approx(similarity[sorted(picks)], abs=1e-6)
+    assert got.near_sample == pytest.approx(similarity[sample], abs=1e-6)
 
 
 def test_parts_add_up_to_the_whole(tmp_path: Path) -> None:
     found, places, _ = write_shards(tmp_path)
     target = unit_rows(7, 1).astype(np.float32)
-    wanted = Wanted({place: n for n, place in enumerate(places[::7])}, np.arange(0, 60, 11), target)
+    uris = pa.array(places[::7])
+    wanted = Wanted(np.arange(0, 60, 7), uris, np.arange(0, 60, 11), target)
     whole, parts = survey(found, wanted), [survey([shard], wanted) for shard in found]
     assert sum((part.labels for part in parts), Counter()) == whole.labels
     assert [one for part in parts for one in part.selected] == whole.selected
-    assert np.array_equal(np.concatenate([part.sample for part in parts]), whole.sample)
+    for name in ("near", "near_sample"):
+        joined = np.concatenate([getattr(part, name) for part in parts])
+        assert np.array_equal(joined, getattr(whole, name))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 20, 21])
 def test_images_at_once_do_not_matter(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     images, target = unit_rows(20, 2).astype(np.float32), unit_rows(5, 3).astype(np.float32)
     expected = [max(float(a @ b) for b in target) for a in images]
-    monkeypatch.setattr(survey_module, "ROWS_AT_ONCE", rows)
+    monkeypatch.setattr(quality_on_ray, "ROWS_AT_ONCE", rows)
     assert nearest(images, target) == pytest.approx(expected, abs=1e-6)
     assert nearest(images[:0], target).shape == (0,)
