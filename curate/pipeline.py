@@ -15,6 +15,9 @@ from curate.coreset import manifest
 from curate.coreset import stage as coreset
 from curate.embedding import encoders
 from curate.embedding.stage import embed
+from curate.errors import CurateError
+from curate.evaluate.stage import check_encoder
+from curate.pretraining.stage import check as check_trainings
 from curate.pretraining.stage import pretrain, pretrain_on_target
 from curate.runfiles import accounts
 from curate.runfiles.files import RunFiles
@@ -30,6 +33,7 @@ def run(settings: RunSettings, *, fresh: bool = False) -> Summary:
     fresh: remove what an earlier run left under `output`, and start over.
     Raises CurateError where the run cannot be what the settings ask for.
     """
+    _check(settings)
     files = RunFiles(settings.output)
     seconds: dict[str, float] = {}
     trained_here = settings.encoder.pretrain_on_target is not None
@@ -73,6 +77,20 @@ def run(settings: RunSettings, *, fresh: bool = False) -> Summary:
             summary = replace(summary, pretrain=pretrain(settings))
     storage.write_json(files.summary, summary.to_json())
     return summary
+
+
+def _check(settings: RunSettings) -> None:
+    """Whatever can be refused is refused before the first image is read, or hours of work done."""
+    check_trainings(settings)
+    check_encoder(settings)
+    dims = settings.coreset.whiten
+    if dims is not None:
+        width = encoders.width(settings.encoder)
+        if dims > width:
+            raise CurateError(
+                f"coreset.whiten={dims}: {settings.encoder.backbone}'s embeddings have {width} "
+                "dimensions; lower it"
+            )
 
 
 def _with_target_encoder(settings: RunSettings, fresh: bool) -> RunSettings:

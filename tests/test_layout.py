@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,33 @@ def test_pure_modules_know_neither_ray_nor_files(name: str) -> None:
         for imported in imports_of(path):
             assert imported.split(".")[0] not in ("ray", "fsspec", "pyarrow", "os", "pathlib")
             assert not imported.startswith(("curate.storage", "curate.runfiles", "curate.cluster"))
+
+
+FILE_NAME = re.compile(r"[\w.{}:-]*\w\.(json|jsonl|yaml|parquet|npy|safetensors|md|arrow)")
+
+
+def strings_of(path: Path) -> set[str]:
+    """String literals of a module, those in f-strings with {} for what is filled in; no docstrings
+    and no errors' texts."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            parts = [p.value if isinstance(p, ast.Constant) else "{}" for p in node.values]
+            found.add("".join(str(part) for part in parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+    return found
+
+
+def test_each_file_name_under_an_output_is_in_one_module() -> None:
+    owners: dict[str, set[str]] = {}
+    for name, path in modules().items():
+        for text in strings_of(path):
+            if FILE_NAME.fullmatch(text):
+                owners.setdefault(text, set()).add(name)
+    assert {"coreset.parquet", "config.yaml", "encoder.safetensors"} <= owners.keys()
+    assert {text: names for text, names in owners.items() if len(names) > 1} == {}
+    assert owners["coreset.parquet"] == {"runfiles.files"}
 
 
 def test_modules_stay_short() -> None:

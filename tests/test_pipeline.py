@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ import yaml
 from curate import storage
 from curate.errors import CurateError
 from curate.pipeline import run
+from curate.runfiles.run import Run
 from curate.settings import load as config
 from tests import datasets
 from tests.oracles import brute_force_rounds
@@ -219,6 +221,65 @@ def test_an_image_lost_between_the_files_is_noticed(document, finished, tmp_path
     next(iter((output / "rejected").glob("*.parquet"))).unlink()
     with pytest.raises(CurateError, match=r"do not agree; remove .*arrow and run again"):
         run(settings_of(document, output=str(output)))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (
+            {"pretrain": {"method": "mae"}},
+            "pretrain.backbone=resnet18: mae needs a vision transformer",
+        ),
+        (
+            {"pretrain": {"data": ["target"], "method": "mae"}},
+            "pretrain.backbone=resnet18: mae needs a vision transformer",
+        ),
+        (
+            {"pretrain": {"batch_size": 7, "workers": 2, "use_gpu": False}},
+            "pretrain.batch_size=7: not divisible by 2 workers",
+        ),
+        (
+            {"encoder": {"pretrain_on_target": {"batch_size": 9, "workers": 2}}},
+            "encoder.pretrain_on_target.batch_size=9: not divisible by 2 workers",
+        ),
+        (
+            {"pretrain": {"data": ["target", "coreset", "nowhere.parquet"]}},
+            "nowhere.parquet: no such manifest; check the path in pretrain.data",
+        ),
+        (
+            {"coreset": {"whiten": 1000}},
+            "coreset.whiten=1000: resnet18's embeddings have 512 dimensions",
+        ),
+        (
+            {"evaluate": {"protocols": ["linear"], "encoder": "nowhere.pt"}},
+            r"evaluate.encoder=nowhere.pt: no such file",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_before_an_image_is_read(
+    document, tmp_path, change, named
+) -> None:
+    change = copy.deepcopy(change)
+    if "encoder" in change:
+        change["encoder"] |= document["encoder"]
+    if "evaluate" in change:
+        change["evaluate"] |= {"train": document["target"], "test": document["target"]}
+    with pytest.raises(CurateError, match=named):
+        run(settings_of(document, output=str(tmp_path / "run"), **change))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_older_versions_output_is_refused_by_its_version(document, tmp_path) -> None:
+    """As 0.1.0 wrote it: no layout, and a fingerprint by that name."""
+    output = tmp_path / "run"
+    output.mkdir()
+    settings = settings_of(document, output=str(output))
+    old = {"settings": settings.model_dump(mode="json"), "versions": {"curate": "0.1.0"}}
+    (output / "config.yaml").write_text(yaml.safe_dump({**old, "fingerprint": {}}))
+    for reader in (lambda: run(settings), lambda: Run.open(str(output))):
+        with pytest.raises(CurateError, match=r"run: written by curate 0\.1\.0, .*--fresh") as told:
+            reader()
+        assert "\n" not in str(told.value)
 
 
 def test_source_that_matches_nothing_names_itself(document, tmp_path) -> None:

@@ -65,6 +65,15 @@ def _request(settings: RunSettings, data: list[str], manifests: dict[str, bytes]
     return asked
 
 
+def check(settings: RunSettings, data: list[str]) -> None:
+    """Raises CurateError where a manifest that `data` names is not there."""
+    for name in data:
+        if name not in ("target", "open"):
+            uri = _manifest_uri(settings, name)
+            if not storage.exists(uri):
+                raise _no_manifest(uri, name)
+
+
 def training_images(settings: RunSettings, data: list[str], folder: str) -> Index:
     """The images of `data`, in that order, as a training set under `folder`.
 
@@ -176,14 +185,18 @@ def _manifest_bytes(settings: RunSettings, name: str) -> bytes:
     try:
         return storage.read_bytes(uri)
     except FileNotFoundError:
-        remedy = (
-            "run `curate run` on this config first, or set pretrain.data to target"
-            if name == "coreset"
-            else "check the path in pretrain.data"
-        )
-        raise CurateError(f"{uri}: no such manifest; {remedy}") from None
+        raise _no_manifest(uri, name) from None
     except OSError as error:
         raise CurateError(f"{uri}: not readable: {one_line(error)}") from error
+
+
+def _no_manifest(uri: str, name: str) -> CurateError:
+    remedy = (
+        "run `curate run` on this config first, or set pretrain.data to target"
+        if name == "coreset"
+        else "check the path in pretrain.data"
+    )
+    return CurateError(f"{uri}: no such manifest; {remedy}")
 
 
 def _rows_of(uri: str, data: bytes) -> pa.Table:

@@ -51,6 +51,16 @@ def build(settings: EncoderSettings) -> Encoder:
     return encoder
 
 
+def width(settings: EncoderSettings) -> int:
+    """Dimensions of the embeddings, whatever the weights."""
+    return _architecture(settings, pretrained=False).feature_dim
+
+
+def is_there(place: str) -> bool:
+    """Whether a checkpoint, or a folder with an encoder made here, is at this place."""
+    return storage.exists(place) or storage.exists(EncoderFiles(place).weights)
+
+
 def described(place: str, otherwise: EncoderSettings) -> EncoderSettings:
     """Settings for the encoder in a folder of the project's own, by its card; of any other
     checkpoint, `otherwise` with that checkpoint."""

@@ -33,12 +33,14 @@ from curate.evaluate.knn import knn_predict
 from curate.evaluate.linear import Accuracy, accuracy, linear_probe
 from curate.evaluate.segmentation import segmentation
 from curate.evaluate.sgd import sgd_probe
+from curate.runfiles.files import EvaluationFiles, RunFiles
 from curate.settings import (
     DetectionSettings,
     EvaluateSettings,
     RunSettings,
     SegmentationSettings,
 )
+from curate.settings.base import absolute
 
 LabelledFeatures = tuple[
     NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]
@@ -70,16 +72,27 @@ def evaluate(settings: RunSettings) -> list[Result]:
     chosen = settings.evaluate
     if chosen is None:
         raise CurateError("evaluate: missing; name labelled train and test sources in the config")
-    folder = storage.join(settings.output, "evaluate")
-    place = chosen.encoder or storage.join(settings.output, "pretrain")
-    found = measure(settings, chosen, place, folder)
+    files = RunFiles(settings.output)
+    place = chosen.encoder or files.pretrain.folder
+    found = measure(settings, chosen, place, files.evaluation.folder)
     of_encoder = set(chosen.protocols) != {"selection"}
     document = {
         "encoder": place if of_encoder else None,
         "results": [asdict(result) for result in found],
     }
-    storage.write_json(storage.join(folder, "results.json"), document)
+    storage.write_json(files.evaluation.results, document)
     return found
+
+
+def check_encoder(settings: RunSettings) -> None:
+    """Raises CurateError for an `evaluate.encoder` that is not there, and that no training of this
+    config makes."""
+    place = settings.evaluate.encoder if settings.evaluate else None
+    files = RunFiles(settings.output)
+    made = [files.pretrain.folder if settings.pretrain else None]
+    made.append(files.target_encoder.folder if settings.encoder.pretrain_on_target else None)
+    if place is not None and absolute(place) not in made and not encoders.is_there(place):
+        raise CurateError(f"evaluate.encoder={place}: no such file or folder; check the path")
 
 
 def measure(
@@ -92,6 +105,11 @@ def measure(
     before: `labelled_sets`.
     Raises CurateError for what cannot be measured, before anything is trained.
     """
+    if set(chosen.protocols) != {"selection"} and not encoders.is_there(encoder_place):
+        raise CurateError(
+            f"{encoder_place}: no such file or folder to evaluate; `curate pretrain` makes an "
+            "encoder, or set evaluate.encoder"
+        )
     labelled_sets(settings, chosen, folder)
     subject = Subject(settings, chosen, encoder_place, folder)
     for name in chosen.protocols:
@@ -105,7 +123,7 @@ def labelled_sets(settings: RunSettings, chosen: EvaluateSettings, folder: str) 
         return
     for name in ("train", "test"):
         source = getattr(chosen, name)
-        materialise.labelled_images(settings, source, storage.join(folder, name))
+        materialise.labelled_images(settings, source, EvaluationFiles(folder).labelled(name))
 
 
 @dataclass(frozen=True)
@@ -122,8 +140,8 @@ class Subject:
         return Bench(
             encoders.described(self.place, self.settings.encoder),
             self.settings.images,
-            storage.join(self.folder, "train"),
-            storage.join(self.folder, "test"),
+            EvaluationFiles(self.folder).labelled("train"),
+            EvaluationFiles(self.folder).labelled("test"),
             decoders=min(DECODERS, _cpus_a_gpu()),
         )
 

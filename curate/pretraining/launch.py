@@ -51,7 +51,7 @@ def trainings_at_once(workers: int) -> int:
     return max(1, places // workers)
 
 
-def placement_of(chosen: TrainingSettings, section: str, at_once: int) -> Placement:
+def placement_of(chosen: TrainingSettings, section: str, at_once: int = 1) -> Placement:
     """Workers: one a GPU where there are any, else one every CPU_THREADS CPUs. A CPU worker takes
     all the CPUs that `at_once` such trainings leave it."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

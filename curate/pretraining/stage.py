@@ -76,7 +76,7 @@ def _train(
     section, files = place.section, place.files
     memo = Memo(files.memo)
     placement = placement_of(chosen, section, place.at_once)
-    _check_early(settings, chosen, section)
+    _check(settings, chosen, data, section, placement.workers)
     if fresh:
         storage.remove_tree(files.folder)
     memo.refuse_other({"data": materialise.request(settings, data)}, place.remedy)
@@ -110,11 +110,36 @@ def _train(
     return _summary(files, plan, index, placement)
 
 
-def _check_early(settings: RunSettings, chosen: TrainingSettings, section: str) -> None:
-    """Build the model once, here and without its weights: what is wrong with it is told at once,
+def check(settings: RunSettings) -> None:
+    """What can be told of the run's trainings before an image is read.
+
+    Raises CurateError for a model that cannot be, a batch that workers cannot share, a cluster
+    without room for them, and manifests that are not there.
+    """
+    first, final = settings.encoder.pretrain_on_target, settings.pretrain
+    if first is not None:
+        section = "encoder.pretrain_on_target"
+        _check(settings, first, ["target"], section, placement_of(first, section).workers)
+    if final is not None:
+        # One that this run does not start may be meant for another cluster
+        here = "coreset" in final.data
+        workers = placement_of(final, "pretrain").workers if here else final.workers or 1
+        others = [name for name in final.data if name != "coreset"]
+        _check(settings, final, others, "pretrain", workers)
+
+
+def _check(
+    settings: RunSettings,
+    chosen: TrainingSettings,
+    data: list[str],
+    section: str,
+    workers: int,
+) -> None:
+    """Builds the model once, here and without its weights: what is wrong with it is told at once,
     not by a worker in a minute."""
+    materialise.check(settings, data)
     plan = make_plan(
-        chosen, settings.encoder, images=1 << 20, open_images=0, workers=1, section=section
+        chosen, settings.encoder, images=1 << 20, open_images=0, workers=workers, section=section
     )
     with torch.device("meta"):
         Trainer(plan, torch.device("meta"), section=section)

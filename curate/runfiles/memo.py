@@ -100,7 +100,11 @@ def check_layout(document: dict[str, Any], folder: str, remedy: str) -> None:
 
 
 def to_yaml(value: Any) -> bytes:
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode()
+    text = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    # Unicode's own line breaks, in a path say, come back from YAML only if they are escaped
+    if any(mark in text for mark in "\x85\u2028\u2029\ufeff"):
+        text = yaml.safe_dump(value, sort_keys=False)
+    return text.encode()
 
 
 def _text(inputs: Any) -> str:
