@@ -76,7 +76,7 @@ def _train(
     fresh: bool,
 ) -> Outcome:
     section, folder = place.section, place.folder
-    placement = placement_of(chosen, section, place.at_once)
+    placement = placement_of(chosen.resources, section, place.at_once)
     _check_early(settings, chosen, section)
     if fresh:
         storage.remove_tree(folder)
@@ -108,7 +108,7 @@ def _train(
             *(section, plan.method, plan.backbone, plan.images, plan.epochs, plan.steps_per_epoch),
             *(plan.batch_size, placement.workers, "GPUs" if placement.gpu else "CPU workers"),
         )
-        launch(job, placement, chosen.restarts)
+        launch(job, placement, chosen.resources.restarts)
     return _summary(folder, plan, index, placement)
 
 
@@ -149,7 +149,7 @@ def _job(
     place: Place,
     placement: Placement,
 ) -> Job:
-    loaders = chosen.loader_workers
+    loaders = chosen.resources.loader_workers
     if loaders is None:
         loaders = min(LOADERS, placement.cpus - 1) if placement.gpu else 0
     return Job(
@@ -164,8 +164,7 @@ def _job(
         probe=_probe(settings, chosen.probe, place.folder) if chosen.probe else None,
         threads=1 if placement.gpu else max(1, placement.cpus - loaders),
         loader_workers=loaders,
-        checkpoint_every=chosen.checkpoint_every,
-        keep_checkpoints=chosen.keep_checkpoints,
+        checkpoints=chosen.checkpoints,
         max_unreadable_fraction=chosen.max_unreadable_fraction,
     )
 

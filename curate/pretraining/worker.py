@@ -26,7 +26,7 @@ from curate.pretraining.order import places_of
 from curate.pretraining.plan import TrainingPlan
 from curate.pretraining.probe import Probe, knn_accuracy, open_probe
 from curate.pretraining.trainer import Trainer
-from curate.settings import ImageSettings
+from curate.settings import CheckpointSettings, ImageSettings
 
 RECORD_EVERY = 100  # steps, where an epoch has more
 SHOW_EVERY_S = 2.0
@@ -47,8 +47,7 @@ class Job:
     probe: Probe | None
     threads: int
     loader_workers: int
-    checkpoint_every: int  # steps
-    keep_checkpoints: int
+    checkpoints: CheckpointSettings
     max_unreadable_fraction: float
 
 
@@ -143,7 +142,7 @@ class _Worker:
                 self._show(rate)
             if epoch_ends or step % plan.steps_per_epoch % RECORD_EVERY == 0:
                 self._record(rate, journal, epoch_ends)
-            if step % self.job.checkpoint_every == 0 or step == plan.steps:
+            if step % self.job.checkpoints.every == 0 or step == plan.steps:
                 self._checkpoint()
         if journal is not None:
             journal.close()
@@ -188,9 +187,9 @@ class _Worker:
             total = on_device.cpu()
         total[:3] /= world()
         if not torch.isfinite(total[0]):
-            plan = self.job.plan
+            rate = self.job.plan.recipe.optimizer.learning_rate
             raise CurateError(
-                f"{self.job.section}.learning_rate={plan.learning_rate:g}: the loss is no longer "
+                f"{self.job.section}.optimizer.learning_rate={rate:g}: the loss is no longer "
                 f"finite at step {self.trainer.step_number}; lower it, or warm up longer"
             )
         return total
@@ -269,7 +268,7 @@ class _Worker:
                 "records": self.records,
                 "seconds": self.seconds_before + time.monotonic() - self.started,
             }
-            keep = self.job.keep_checkpoints
+            keep = self.job.checkpoints.keep
             checkpoints.save(self.checkpoints, self.trainer.step_number, state, keep)
 
     def _export(self) -> None:

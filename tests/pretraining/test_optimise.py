@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -21,17 +20,16 @@ from tests.methods.building import build, random_batch
 PEAK = 0.8
 
 
-def plan_of(**settings: Any) -> TrainingPlan:
-    final = settings.pop("final_learning_rate", None)
-    plan = make_plan(
-        TrainingSettings(**{"learning_rate": PEAK, **settings}),
+def plan_of(method: Any = "simclr", preset: str | None = None, **optimizer: Any) -> TrainingPlan:
+    optimizer = {"learning_rate": PEAK, **optimizer}
+    return make_plan(
+        TrainingSettings(method=method, preset=preset, optimizer=optimizer),
         EncoderSettings(),
         images=10_000,
         open_images=0,
         workers=1,
         section="pretrain",
     )
-    return plan if final is None else replace(plan, final_learning_rate=final)
 
 
 def rates(plan: TrainingPlan, steps: int, steps_per_epoch: int = 10) -> list[float]:
@@ -43,7 +41,7 @@ def rates(plan: TrainingPlan, steps: int, steps_per_epoch: int = 10) -> list[flo
 
 def test_warm_up_and_cosine() -> None:
     """2 epochs of 10 steps up to the peak, then 80 steps along half a cosine down to a tenth."""
-    plan = plan_of(warmup_epochs=2, schedule="cosine", final_learning_rate=0.1)
+    plan = plan_of(warmup_epochs=2, schedule="cosine", final_learning_rate_share=0.1)
     found = rates(plan, 100)
     assert found[:20] == pytest.approx([PEAK * (step + 1) / 20 for step in range(20)])
     assert found[20] == PEAK == max(found)
@@ -103,7 +101,7 @@ def groups_of(plan: TrainingPlan, method: Method) -> dict[int, dict[str, Any]]:
 def test_weights_that_decay(name: str, optimizer: str) -> None:
     """Biases and norms do with SGD alone."""
     method = build(name)
-    groups = groups_of(plan_of(method=name, optimizer=optimizer, weight_decay=0.01), method)
+    groups = groups_of(plan_of(method=name, name=optimizer, weight_decay=0.01), method)
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
     spared = {
         id(weight)
@@ -119,7 +117,7 @@ def test_weights_that_decay(name: str, optimizer: str) -> None:
 
 def test_optimizers_have_the_plans_figures() -> None:
     method = build("simclr")
-    sgd = build_optimizer(plan_of(optimizer="sgd", momentum=0.7), method)
+    sgd = build_optimizer(plan_of(name="sgd", momentum=0.7), method)
     assert isinstance(sgd, torch.optim.SGD)
     assert {(g["momentum"], g["nesterov"], g["lr"]) for g in sgd.param_groups} == {
         (0.7, False, PEAK)
