@@ -62,7 +62,7 @@ class Trainer:
             raise CurateError(f"{section}.options: {error}") from error
         self.bf16 = _wants_bf16(plan.precision, device)
         self.augment = Augment(self.mean, self.std, device)
-        self.optimizer = build_optimizer(plan, self.method)
+        self.optimizer = build_optimizer(recipe.optimizer, self.method)
         self.wrapped: nn.Module = self.method
         if world() > 1:
             # Buffers are the same on every rank, or, as BatchNorm's averages on CPU, rank 0's count
@@ -93,7 +93,7 @@ class Trainer:
         clock = self.clock()
         # What is drawn in a step (drop path) depends on the step, not on what came before it
         torch.manual_seed((self.plan.seed * 1_000_003 + clock.step) * 65_537 + rank())
-        rate = set_rates(self.plan, self.optimizer, clock)
+        rate = set_rates(self.plan.recipe.optimizer, self.optimizer, clock)
         self.method.before_step(clock)
         batch = self.batch(crops)
         try:

@@ -47,7 +47,7 @@ class ViewSettings(Settings):
 
 
 class ResourceSettings(Settings):
-    """What a training takes of the cluster; none of it changes which images a batch has."""
+    """What a training takes of the cluster."""
 
     workers: int | None = Field(None, ge=1)  # one a GPU, or one every 4 CPUs, where unset
     use_gpu: bool | None = None  # where there is one, where unset

@@ -305,6 +305,25 @@ def test_what_cannot_be_is_told_at_once(tmp_path, ray_session, change, message) 
     assert "\n" not in str(raised.value)
 
 
+def test_a_rate_too_high_is_told(tmp_path, ray_session) -> None:
+    document = document_of(tmp_path, optimizer={"learning_rate": 1e30})
+    with pytest.raises(
+        CurateError, match=r"pretrain\.optimizer\.learning_rate=1e\+30: the loss is"
+    ):
+        pretrain(parsed(document))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here training takes the GPU")
+def test_a_gpu_that_no_machine_has(tmp_path, ray_session) -> None:
+    document = document_of(tmp_path, resources={"use_gpu": True})
+    with pytest.raises(CurateError) as raised:
+        pretrain(parsed(document))
+    assert str(raised.value) == (
+        "pretrain.resources.use_gpu=true: the cluster has no GPU yet; set "
+        "pretrain.resources.workers to how many it should scale up to"
+    )
+
+
 def test_command_line_says_it_in_one_line(tmp_path) -> None:
     document = document_of(tmp_path, method="simcrl")
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
