@@ -96,8 +96,8 @@ def settings_of(options: argparse.Namespace, output: str, epochs: int, limit: in
             "output": output,
             "pretrain": {
                 **{"method": "simclr", "preset": "simcore", "data": ["target"]},
-                **{"epochs": epochs, "batch_size": options.batch, "workers": options.workers},
-                **{"use_gpu": False, "precision": options.precision},
+                **{"epochs": epochs, "batch_size": options.batch, "precision": options.precision},
+                "resources": {"workers": options.workers, "use_gpu": False},
             },
         },
         "benchmark",
@@ -163,11 +163,12 @@ def bare_worker(
     )
     built = Trainer(plan, torch.device("cpu"))  # for the same first weights
     model = DistributedDataParallel(built.method, broadcast_buffers=False)
+    peak = plan.recipe.optimizer.learning_rate
     optimizer = torch.optim.SGD(
-        model.parameters(), lr=plan.learning_rate, momentum=0.9, weight_decay=1e-4, nesterov=True
+        model.parameters(), lr=peak, momentum=0.9, weight_decay=1e-4, nesterov=True
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, plan.steps, eta_min=plan.learning_rate * 1e-3
+        optimizer, plan.steps, eta_min=peak * 1e-3
     )
     augment = Augment(built.mean, built.std, torch.device("cpu"))
     dataset = CropDataset(TrainingSet(data), built.shapes, ImageSettings(), plan.seed, 0)

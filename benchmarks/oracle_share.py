@@ -4,9 +4,9 @@
         [--also ENCODER …]
 
 RUN is the output of `curate run`, or of one target of `curate compare`, with
-`encoder.pretrain_on_target: {checkpoint_every: 100, keep_checkpoints: 20}` and, in `evaluate`, an
-`oracle`. Encoder 0 is the one before its training, `--also` names others, as an arm's:
-RUN/arms/x+os/seed-0. Each embeds both sets anew, under RUN-by-step/, and selects `--p` of the open
+`encoder.pretrain_on_target.checkpoints: {every: 100, keep: 20}` and, in `evaluate`, an `oracle`.
+Encoder 0 is the one before its training, `--also` names others, as an arm's: RUN/arms/x+os/seed-0.
+Each embeds both sets anew, under RUN-by-step/, and selects `--p` of the open
 set by every `--clusters` and `--whiten`. Where `evaluate` has labelled images, kNN says what the
 encoder knows of them: users without labels of the open set can watch that much.
 """

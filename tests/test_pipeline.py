@@ -235,11 +235,11 @@ def test_an_image_lost_between_the_files_is_noticed(document, finished, tmp_path
             "pretrain.backbone=resnet18: mae needs a vision transformer",
         ),
         (
-            {"pretrain": {"batch_size": 7, "workers": 2, "use_gpu": False}},
+            {"pretrain": {"batch_size": 7, "resources": {"workers": 2, "use_gpu": False}}},
             "pretrain.batch_size=7: not divisible by 2 workers",
         ),
         (
-            {"encoder": {"pretrain_on_target": {"batch_size": 9, "workers": 2}}},
+            {"encoder": {"pretrain_on_target": {"batch_size": 9, "resources": {"workers": 2}}}},
             "encoder.pretrain_on_target.batch_size=9: not divisible by 2 workers",
         ),
         (

@@ -38,7 +38,6 @@ from curate.settings import (
     PretrainSettings,
     RunSettings,
 )
-from curate.settings.recipes import RECIPES
 
 log = logging.getLogger(__name__)
 
@@ -208,18 +207,18 @@ def _cells(settings: ComparisonSettings, name: str, run_settings: RunSettings) -
 def training_of(settings: ComparisonSettings, data: list[str], seed: int) -> PretrainSettings:
     """Equal steps, and as much of them to warm up as the recipe takes of its own."""
     common = settings.pretrain or PretrainSettings()
-    warmup = common.warmup_steps
-    if warmup is None:
-        presets = RECIPES[common.method]
-        recipe = presets[common.preset or next(iter(presets))]
-        warmup = round(settings.steps * recipe.warmup_epochs / recipe.epochs)
+    optimizer, resources = common.optimizer, common.resources
+    if optimizer.warmup_steps is None:
+        recipe = common.recipe
+        warmup = round(settings.steps * recipe.optimizer.warmup_epochs / recipe.epochs)
+        optimizer = optimizer.model_copy(update={"warmup_steps": warmup})
     return common.model_copy(
         update={
             "data": data,
             "steps": settings.steps,
-            "warmup_steps": warmup,
+            "optimizer": optimizer,
             "seed": common.seed + seed,
-            "workers": common.workers or 1,
+            "resources": resources.model_copy(update={"workers": resources.workers or 1}),
         }
     )
 
@@ -228,8 +227,12 @@ def _inputs(cell: _Cell) -> Inputs:
     """All that decides a cell's figures: a result with the same is this cell's."""
     settings = cell.settings
     assert settings.pretrain is not None and settings.evaluate is not None
-    aside = {"workers", "use_gpu", "loader_workers", "checkpoint_every", "keep_checkpoints"}
-    aside |= {"restarts", "probe", "data"}  # none of which changes a weight; data is in full
+    aside = {
+        "data",
+        "resources",
+        "checkpoints",
+        "probe",
+    }  # data is in full; the rest moves no weight
     return {
         "data": materialise.request(settings, settings.pretrain.data)
         if cell.arm.kind != "untrained"
@@ -298,7 +301,7 @@ def _copy_images(cell: _Cell) -> None:
 
 
 def _at_once(settings: ComparisonSettings) -> int:
-    workers = (settings.pretrain or PretrainSettings()).workers or 1
+    workers = (settings.pretrain or PretrainSettings()).resources.workers or 1
     return settings.parallel or trainings_at_once(workers)
 
 

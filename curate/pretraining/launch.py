@@ -22,7 +22,7 @@ from curate.cluster import cause_of
 from curate.errors import CurateError, one_line
 from curate.pretraining.journal import Record, TrainingProgress
 from curate.pretraining.worker import Board, Job, work
-from curate.settings import TrainingSettings
+from curate.settings import ResourceSettings
 
 CPU_THREADS = 4  # of a worker without a GPU; beyond that, more workers scale better
 LOADERS = 15  # processes a GPU worker decodes with, where it has the CPUs
@@ -51,7 +51,7 @@ def trainings_at_once(workers: int) -> int:
     return max(1, places // workers)
 
 
-def placement_of(chosen: TrainingSettings, section: str, at_once: int = 1) -> Placement:
+def placement_of(chosen: ResourceSettings, section: str, at_once: int = 1) -> Placement:
     """Workers: one a GPU where there are any, else one every CPU_THREADS CPUs. A CPU worker takes
     all the CPUs that `at_once` such trainings leave it."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -60,8 +60,8 @@ def placement_of(chosen: TrainingSettings, section: str, at_once: int = 1) -> Pl
     gpu = gpus > 0 if chosen.use_gpu is None else chosen.use_gpu
     if gpu and not gpus and chosen.workers is None:
         raise CurateError(
-            f"{section}.use_gpu=true: the cluster has no GPU yet; set {section}.workers to how "
-            "many it should scale up to"
+            f"{section}.resources.use_gpu=true: the cluster has no GPU yet; set "
+            f"{section}.resources.workers to how many it should scale up to"
         )
     if gpu:
         workers = chosen.workers or gpus
@@ -72,7 +72,7 @@ def placement_of(chosen: TrainingSettings, section: str, at_once: int = 1) -> Pl
     if wanted > sum(cpus):
         together = f" of {at_once} trainings at once" if at_once > 1 else ""
         raise CurateError(
-            f"{section}.workers={workers}{together}: the cluster has {sum(cpus)} CPUs; "
+            f"{section}.resources.workers={workers}{together}: the cluster has {sum(cpus)} CPUs; "
             "set it to that or less"
         )
     share = next(c for c in range(sum(cpus), 0, -1) if sum(n // c for n in cpus) >= wanted)

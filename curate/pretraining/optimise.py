@@ -10,56 +10,57 @@ from torch import nn
 from torch.optim import Optimizer
 
 from curate.methods.base import Clock, Method, cosine
-from curate.pretraining.plan import TrainingPlan
+from curate.settings import recipes
 
 
-def build_optimizer(plan: TrainingPlan, method: Method) -> Optimizer:
+def build_optimizer(recipe: recipes.Optimizer, method: Method) -> Optimizer:
     """AdamW and LARS leave biases and norms out of the decay (and LARS out of its adaptation), as
     the papers that use them do; those that use SGD decay all weights."""
     constant = {id(weight) for weight in method.constant_rate()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for weight in method.parameters():
         if weight.requires_grad:
-            decayed = plan.optimizer == "sgd" or weight.ndim > 1
+            decayed = recipe.name == "sgd" or weight.ndim > 1
             groups.setdefault((id(weight) in constant, decayed), []).append(weight)
     parts: list[dict[str, Any]] = [
         {
             "params": weights,
             "constant": is_constant,
             "decayed": decayed,
-            "weight_decay": plan.weight_decay if decayed else 0.0,
+            "weight_decay": recipe.weight_decay if decayed else 0.0,
         }
         for (is_constant, decayed), weights in groups.items()
     ]
-    rate = plan.learning_rate
-    if plan.optimizer == "adamw":
-        return torch.optim.AdamW(parts, lr=rate, betas=(plan.momentum, plan.adam_beta2))
-    if plan.optimizer == "lars":
-        return Lars(parts, lr=rate, momentum=plan.momentum)
-    nesterov = plan.nesterov and plan.momentum > 0
-    return torch.optim.SGD(parts, lr=rate, momentum=plan.momentum, nesterov=nesterov)
+    rate, momentum = recipe.learning_rate, recipe.momentum
+    if recipe.name == "adamw":
+        return torch.optim.AdamW(parts, lr=rate, betas=(momentum, recipe.adam_beta2))
+    if recipe.name == "lars":
+        return Lars(parts, lr=rate, momentum=momentum)
+    nesterov = recipe.nesterov and momentum > 0
+    return torch.optim.SGD(parts, lr=rate, momentum=momentum, nesterov=nesterov)
 
 
-def set_rates(plan: TrainingPlan, optimizer: Optimizer, clock: Clock) -> float:
+def set_rates(recipe: recipes.Optimizer, optimizer: Optimizer, clock: Clock) -> float:
     """Set what this step's clock says; returns the learning rate."""
-    rate = learning_rate(plan, clock)
-    decay = plan.weight_decay
-    if plan.weight_decay_end is not None:
-        decay = cosine(plan.weight_decay, plan.weight_decay_end, clock.progress)
+    rate = learning_rate(recipe, clock)
+    decay = recipe.weight_decay
+    if recipe.weight_decay_end is not None:
+        decay = cosine(decay, recipe.weight_decay_end, clock.progress)
     for group in optimizer.param_groups:
-        group["lr"] = plan.learning_rate if group["constant"] else rate
+        group["lr"] = recipe.learning_rate if group["constant"] else rate
         group["weight_decay"] = decay if group["decayed"] else 0.0
     return rate
 
 
-def learning_rate(plan: TrainingPlan, clock: Clock) -> float:
+def learning_rate(recipe: recipes.Optimizer, clock: Clock) -> float:
     """Linear warm-up from near 0, then the schedule over what is left."""
-    warmup = min(round(plan.warmup_epochs * clock.steps_per_epoch), clock.steps)
+    peak = recipe.learning_rate
+    warmup = min(round(recipe.warmup_epochs * clock.steps_per_epoch), clock.steps)
     if clock.step < warmup:
-        return plan.learning_rate * (clock.step + 1) / warmup
+        return peak * (clock.step + 1) / warmup
     progress = (clock.step - warmup) / max(1, clock.steps - warmup)
-    if plan.schedule == "cosine":
-        return cosine(plan.learning_rate, plan.learning_rate * plan.final_learning_rate, progress)
-    if plan.schedule == "step":  # a tenth at 60 % and at 80 %, as MoCo's at 120 and 160 of 200
-        return plan.learning_rate * 0.1 ** ((progress >= 0.6) + (progress >= 0.8))
-    return plan.learning_rate
+    if recipe.schedule == "cosine":
+        return cosine(peak, peak * recipe.final_learning_rate_share, progress)
+    if recipe.schedule == "step":  # a tenth at 60 % and at 80 %, as MoCo's at 120 and 160 of 200
+        return peak * 0.1 ** ((progress >= 0.6) + (progress >= 0.8))
+    return peak

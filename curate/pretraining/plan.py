@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from curate.errors import CurateError
-from curate.settings import EncoderSettings, TrainingSettings
-from curate.settings.recipes import RECIPES, Optimizer, Option, Recipe, Schedule, View
+from curate.settings import EncoderSettings, OptimizerSettings, TrainingSettings
+from curate.settings.recipes import RECIPES, Optimizer, Recipe, View
 
 log = logging.getLogger(__name__)
 
@@ -23,28 +23,23 @@ class TrainingPlan:
 
     method: str
     preset: str
-    options: dict[str, Option]
-    views: tuple[View, ...]
+    recipe: Recipe  # with what the config says instead, and made to fit the set
     backbone: str
     image_px: int
     small_stem: bool
     images: int
-    steps: int  # of the whole training
-    epochs: int  # of which the last one may be cut short by `steps`
-    batch_size: int  # over all workers
-    optimizer: Optimizer
-    learning_rate: float  # the peak, at this batch size
-    final_learning_rate: float  # as a share of the peak
-    weight_decay: float
-    weight_decay_end: float | None
-    momentum: float
-    adam_beta2: float
-    nesterov: bool
-    warmup_epochs: float
-    schedule: Schedule
-    clip_gradient: float | None
+    steps: int  # of the whole training; they may cut the last epoch short
     precision: str
     seed: int
+
+    @property
+    def epochs(self) -> int:
+        return self.recipe.epochs
+
+    @property
+    def batch_size(self) -> int:
+        """Over all workers."""
+        return self.recipe.batch_size
 
     @property
     def steps_per_epoch(self) -> int:
@@ -68,46 +63,31 @@ def make_plan(
 
     Raises CurateError, naming the key in `section`, for what cannot be.
     """
-    preset = settings.preset or next(iter(RECIPES[settings.method]))
-    recipe = RECIPES[settings.method][preset]
+    recipe = settings.recipe
     batch_size = _batch_size(settings, recipe, images, workers, section)
-    learning_rate = settings.learning_rate
-    if learning_rate is None:
-        learning_rate = recipe.learning_rate * batch_size / recipe.batch_size
     steps_per_epoch = images // batch_size
     epochs = recipe.epochs
-    if settings.epochs == "auto":
+    if settings.steps is not None:
+        epochs = math.ceil(settings.steps / steps_per_epoch)
+    elif settings.epochs == "auto":
         epochs = rescaled_epochs(recipe.epochs, open_images)
     elif settings.epochs is not None:
         epochs = settings.epochs
-    if settings.steps is not None:
-        epochs = math.ceil(settings.steps / steps_per_epoch)
-    warmup_epochs = _first(settings.warmup_epochs, recipe.warmup_epochs)
-    if settings.warmup_steps is not None:
-        warmup_epochs = settings.warmup_steps / steps_per_epoch
     return TrainingPlan(
         method=settings.method,
-        preset=preset,
-        options=recipe.options | settings.options,
-        views=_views(settings, recipe, section),
+        preset=settings.preset or next(iter(RECIPES[settings.method])),
+        recipe=Recipe(
+            views=_views(settings, recipe, section),
+            optimizer=_optimizer(settings.optimizer, recipe, batch_size, steps_per_epoch),
+            batch_size=batch_size,
+            epochs=epochs,
+            options=recipe.options | settings.options,
+        ),
         backbone=settings.backbone or encoder.backbone,
         image_px=settings.image_px or encoder.image_px,
         small_stem=encoder.small_stem if settings.small_stem is None else settings.small_stem,
         images=images,
         steps=settings.steps or epochs * steps_per_epoch,
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizer=settings.optimizer or recipe.optimizer,
-        learning_rate=learning_rate,
-        final_learning_rate=recipe.final_learning_rate,
-        weight_decay=_first(settings.weight_decay, recipe.weight_decay),
-        weight_decay_end=_first(settings.weight_decay_end, recipe.weight_decay_end),
-        momentum=_first(settings.momentum, recipe.momentum),
-        adam_beta2=recipe.adam_beta2,
-        nesterov=recipe.nesterov,
-        warmup_epochs=warmup_epochs,
-        schedule=settings.schedule or recipe.schedule,
-        clip_gradient=_first(settings.clip_gradient, recipe.clip_gradient),
         precision=settings.precision,
         seed=settings.seed,
     )
@@ -136,7 +116,8 @@ def _batch_size(
         )
     if images < 2 * workers:
         raise CurateError(
-            f"{section}: {images} images are too few for {workers} workers; set {section}.workers=1"
+            f"{section}: {images} images are too few for {workers} workers; "
+            f"set {section}.resources.workers=1"
             if images >= 2
             else f"{section}: a training set needs two images at least, and has {images}"
         )
@@ -147,27 +128,35 @@ def _batch_size(
     return wanted
 
 
+def _optimizer(
+    given: OptimizerSettings, recipe: Recipe, batch_size: int, steps_per_epoch: int
+) -> Optimizer:
+    """The recipe's, whose rate is in proportion to the batch, but for what is given."""
+    own = recipe.optimizer
+    changes: dict[str, Any] = {"learning_rate": own.learning_rate * batch_size / recipe.batch_size}
+    if given.warmup_steps is not None:
+        changes["warmup_epochs"] = given.warmup_steps / steps_per_epoch
+    changes |= given.model_dump(exclude={"warmup_steps"}, exclude_none=True)
+    return dataclasses.replace(own, **changes)
+
+
 def _views(settings: TrainingSettings, recipe: Recipe, section: str) -> tuple[View, ...]:
-    views = []
-    small = [view for view in recipe.views if view.side < 1]
-    if settings.local_views is not None and not small:
+    given = settings.views
+    if given.local_views is not None and not any(view.side < 1 for view in recipe.views):
         raise CurateError(
-            f"{section}.local_views={settings.local_views}: this recipe of {settings.method} has "
-            "no small views; leave it out"
+            f"{section}.views.local_views={given.local_views}: this recipe of {settings.method} "
+            "has no small views; leave it out"
         )
+    views = []
     for view in recipe.views:
         changes: dict[str, Any] = {}
-        if view.side == 1 and settings.crop_scale:
-            changes["scale"] = settings.crop_scale
-        if settings.colour_strength is not None:
-            changes["jitter"] = tuple(settings.colour_strength * amount for amount in view.jitter)
-        if view.side < 1 and settings.local_views is not None:
-            changes["count"] = settings.local_views
+        if view.side == 1 and given.crop_scale:
+            changes["scale"] = given.crop_scale
+        if given.colour_strength is not None:
+            changes["jitter"] = tuple(given.colour_strength * amount for amount in view.jitter)
+        if view.side < 1 and given.local_views is not None:
+            changes["count"] = given.local_views
         changed = dataclasses.replace(view, **changes)
         if changed.count:
             views.append(changed)
     return tuple(views)
-
-
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)

@@ -75,7 +75,7 @@ def _train(
 ) -> TrainingSummary:
     section, files = place.section, place.files
     memo = Memo(files.memo)
-    placement = placement_of(chosen, section, place.at_once)
+    placement = placement_of(chosen.resources, section, place.at_once)
     _check(settings, chosen, data, section, placement.workers)
     if fresh:
         storage.remove_tree(files.folder)
@@ -106,7 +106,7 @@ def _train(
             *(section, plan.method, plan.backbone, plan.images, plan.epochs, plan.steps_per_epoch),
             *(plan.batch_size, placement.workers, "GPUs" if placement.gpu else "CPU workers"),
         )
-        launch(job, placement, chosen.restarts)
+        launch(job, placement, chosen.resources.restarts)
     return _summary(files, plan, index, placement)
 
 
@@ -119,11 +119,15 @@ def check(settings: RunSettings) -> None:
     first, final = settings.encoder.pretrain_on_target, settings.pretrain
     if first is not None:
         section = "encoder.pretrain_on_target"
-        _check(settings, first, ["target"], section, placement_of(first, section).workers)
+        _check(settings, first, ["target"], section, placement_of(first.resources, section).workers)
     if final is not None:
         # One that this run does not start may be meant for another cluster
         here = "coreset" in final.data
-        workers = placement_of(final, "pretrain").workers if here else final.workers or 1
+        workers = (
+            placement_of(final.resources, "pretrain").workers
+            if here
+            else final.resources.workers or 1
+        )
         others = [name for name in final.data if name != "coreset"]
         _check(settings, final, others, "pretrain", workers)
 
@@ -152,7 +156,7 @@ def _job(
     place: Place,
     placement: Placement,
 ) -> Job:
-    loaders = chosen.loader_workers
+    loaders = chosen.resources.loader_workers
     if loaders is None:
         loaders = min(LOADERS, placement.cpus - 1) if placement.gpu else 0
     return Job(
@@ -167,8 +171,7 @@ def _job(
         probe=_probe(settings, chosen.probe, place.files) if chosen.probe else None,
         threads=1 if placement.gpu else max(1, placement.cpus - loaders),
         loader_workers=loaders,
-        checkpoint_every=chosen.checkpoint_every,
-        keep_checkpoints=chosen.keep_checkpoints,
+        checkpoints=chosen.checkpoints,
         max_unreadable_fraction=chosen.max_unreadable_fraction,
     )
 

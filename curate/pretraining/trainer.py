@@ -37,14 +37,15 @@ class Trainer:
         Raises CurateError for a backbone that cannot be built, or not for this method.
         """
         self.plan, self.device, self.section = plan, device, section
+        recipe = plan.recipe
         vit = plan.backbone.startswith("vit")
         backbone = build_backbone(
             plan.backbone,
             plan.image_px,
             seed=plan.seed,
             small_stem=plan.small_stem,
-            drop_path=float(plan.options.get("drop_path", 0.0)) if vit else 0.0,
-            any_px=any(view.side < 1 for view in plan.views),
+            drop_path=float(recipe.options.get("drop_path", 0.0)) if vit else 0.0,
+            any_px=any(view.side < 1 for view in recipe.views),
             section=section,
         )
         if METHODS[plan.method].needs_vit and backbone.patch_px == 1:
@@ -54,14 +55,14 @@ class Trainer:
             )
         self.mean, self.std = mean or backbone.mean, std or backbone.std
         self.feature_dim = backbone.feature_dim
-        self.shapes: list[Shape] = shapes(plan.views, plan.image_px, backbone.patch_px)
+        self.shapes: list[Shape] = shapes(recipe.views, plan.image_px, backbone.patch_px)
         try:
             self.method = self._build_method(backbone.module.train())
         except ValueError as error:
             raise CurateError(f"{section}.options: {error}") from error
         self.bf16 = _wants_bf16(plan.precision, device)
         self.augment = Augment(self.mean, self.std, device)
-        self.optimizer = build_optimizer(plan, self.method)
+        self.optimizer = build_optimizer(recipe.optimizer, self.method)
         self.wrapped: nn.Module = self.method
         if world() > 1:
             # Buffers are the same on every rank, or, as BatchNorm's averages on CPU, rank 0's count
@@ -75,7 +76,7 @@ class Trainer:
             images=plan.images,
             view_px=plan.image_px,
             global_views=sum(shape.view.count for shape in self.shapes if shape.view.side == 1),
-            options=plan.options,
+            options=plan.recipe.options,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
@@ -92,7 +93,7 @@ class Trainer:
         clock = self.clock()
         # What is drawn in a step (drop path) depends on the step, not on what came before it
         torch.manual_seed((self.plan.seed * 1_000_003 + clock.step) * 65_537 + rank())
-        rate = set_rates(self.plan, self.optimizer, clock)
+        rate = set_rates(self.plan.recipe.optimizer, self.optimizer, clock)
         self.method.before_step(clock)
         batch = self.batch(crops)
         try:
@@ -106,8 +107,9 @@ class Trainer:
                 "worker do not fit the GPU's memory; lower it, or add workers"
             ) from None
         self.method.after_backward()
-        if self.plan.clip_gradient is not None:
-            nn.utils.clip_grad_norm_(self.method.parameters(), self.plan.clip_gradient)
+        norm = self.plan.recipe.optimizer.clip_gradient
+        if norm is not None:
+            nn.utils.clip_grad_norm_(self.method.parameters(), norm)
         self.optimizer.step()
         self.method.after_step()
         self.step_number += 1

@@ -27,7 +27,7 @@ from curate.pretraining.plan import TrainingPlan
 from curate.pretraining.probe import Probe, knn_accuracy, open_probe
 from curate.pretraining.trainer import Trainer
 from curate.runfiles.files import TrainingFiles
-from curate.settings import ImageSettings
+from curate.settings import CheckpointSettings, ImageSettings
 
 RECORD_EVERY = 100  # steps, where an epoch has more
 SHOW_EVERY_S = 2.0
@@ -48,8 +48,7 @@ class Job:
     probe: Probe | None
     threads: int
     loader_workers: int
-    checkpoint_every: int  # steps
-    keep_checkpoints: int
+    checkpoints: CheckpointSettings
     max_unreadable_fraction: float
 
 
@@ -140,7 +139,7 @@ class _Worker:
                 self._show(rate)
             if epoch_ends or step % plan.steps_per_epoch % RECORD_EVERY == 0:
                 self._record(rate, journal, epoch_ends)
-            if step % self.job.checkpoint_every == 0 or step == plan.steps:
+            if step % self.job.checkpoints.every == 0 or step == plan.steps:
                 self._checkpoint()
         if journal is not None:
             journal.close()
@@ -185,9 +184,9 @@ class _Worker:
             total = on_device.cpu()
         total[:3] /= world()
         if not torch.isfinite(total[0]):
-            plan = self.job.plan
+            rate = self.job.plan.recipe.optimizer.learning_rate
             raise CurateError(
-                f"{self.job.section}.learning_rate={plan.learning_rate:g}: the loss is no longer "
+                f"{self.job.section}.optimizer.learning_rate={rate:g}: the loss is no longer "
                 f"finite at step {self.trainer.step_number}; lower it, or warm up longer"
             )
         return total
@@ -266,7 +265,7 @@ class _Worker:
                 "records": self.records,
                 "seconds": self.seconds_before + time.monotonic() - self.started,
             }
-            folder, keep = self.job.files.checkpoints, self.job.keep_checkpoints
+            folder, keep = self.job.files.checkpoints, self.job.checkpoints.keep
             checkpoints.save(folder, self.trainer.step_number, state, keep)
 
     def _export(self) -> None:

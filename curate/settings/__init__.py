@@ -23,13 +23,22 @@ from curate.settings.sources import (
     UrlListSettings,
     WebDatasetSettings,
 )
-from curate.settings.training import PretrainSettings, ProbeSettings, TrainingSettings
+from curate.settings.training import (
+    CheckpointSettings,
+    OptimizerSettings,
+    PretrainSettings,
+    ProbeSettings,
+    ResourceSettings,
+    TrainingSettings,
+    ViewSettings,
+)
 
 __all__ = [
     "KINDS",
     "AnnotatedSettings",
     "ArmSettings",
     "AttributesSettings",
+    "CheckpointSettings",
     "ComparisonSettings",
     "CoresetSettings",
     "DetectionSettings",
@@ -39,9 +48,11 @@ __all__ = [
     "FinetuneSettings",
     "ImageFolderSettings",
     "ImageSettings",
+    "OptimizerSettings",
     "ParquetSettings",
     "PretrainSettings",
     "ProbeSettings",
+    "ResourceSettings",
     "RunSettings",
     "SegmentationSettings",
     "Settings",
@@ -51,5 +62,6 @@ __all__ = [
     "TargetSettings",
     "TrainingSettings",
     "UrlListSettings",
+    "ViewSettings",
     "WebDatasetSettings",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import (
     AfterValidator,
@@ -17,11 +17,14 @@ from pydantic import (
     WrapValidator,
 )
 
-from curate.settings.recipes import Option
-
 
 def as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def as_section(value: Any) -> Any:
+    """A section with all its lines commented out is a null in YAML."""
+    return {} if value is None else value
 
 
 Paths = Annotated[
@@ -48,7 +51,9 @@ def absolute(path: str) -> str:
 Path = Annotated[str, Field(min_length=1)]
 AbsolutePath = Annotated[Path, AfterValidator(absolute)]
 Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Label = Annotated[str, Field(coerce_numbers_to_str=True)]  # YAML reads class 7 as a number
 Budget = Annotated[
     Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)],
@@ -58,19 +63,4 @@ Budget = Annotated[
 
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def _epochs(value: Any) -> Any:
-    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError("must be a whole number from 1, or auto")
-    return value
-
-
-def _option(value: Any) -> Any:
-    if not isinstance(value, bool | int | float) or not math.isfinite(value):
-        raise ValueError("must be a finite number, or true or false")
-    return value
-
-
-OptionValue = Annotated[Option, BeforeValidator(_option)]
-Epochs = Annotated[int | Literal["auto"], BeforeValidator(_epochs)]
+    moved: ClassVar[Mapping[str, str]] = {}  # a key that stood here once → where it is from here

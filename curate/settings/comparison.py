@@ -78,10 +78,16 @@ class ComparisonSettings(CommonSettings):
             "data": "each arm has its own",
             "epochs": "every arm trains for `steps` steps",
             "steps": "set `steps` beside `arms`",
-            "warmup_epochs": "epochs of the arms differ in length; set pretrain.warmup_steps",
+            "optimizer.warmup_epochs": (
+                "epochs of the arms differ in length; set pretrain.optimizer.warmup_steps"
+            ),
         }
+        given: set[str] = set()
+        if self.pretrain is not None:
+            given |= self.pretrain.model_fields_set
+            given |= {f"optimizer.{key}" for key in self.pretrain.optimizer.model_fields_set}
         for key, why in instead.items():
-            if self.pretrain is not None and key in self.pretrain.model_fields_set:
+            if key in given:
                 raise ValueError(f"pretrain.{key}: {why}")
         return self
 

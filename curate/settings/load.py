@@ -1,10 +1,11 @@
 """A run's YAML → its settings, with errors that name the key.
 
-target:  {kind: image_folder, path: …}
-open:    [{name: imagenet, kind: webdataset, path: …}, …]
-encoder: {backbone: resnet18, checkpoint: …, image_px: 224}
-coreset: {clusters: 100, tau: 0.95}
-output:  s3://bucket/run
+target:   {kind: image_folder, path: …}
+open:     [{name: imagenet, kind: webdataset, path: …}, …]
+encoder:  {backbone: resnet18, checkpoint: …, image_px: 224}
+coreset:  {clusters: 100, tau: 0.95}
+pretrain: {method: simclr, optimizer: {learning_rate: 0.1}, resources: {workers: 8}}
+output:   s3://bucket/run
 """
 
 from __future__ import annotations
@@ -26,20 +27,24 @@ Root = TypeVar("Root", bound=Settings)
 
 
 def load(path: str, overrides: list[str] | None = None) -> RunSettings:
-    """A run's settings: see `read`."""
-    return parse(read(path, overrides), path)
-
-
-def load_comparison(path: str, overrides: list[str] | None = None) -> ComparisonSettings:
-    """A comparison's settings: see `read`."""
-    return _validated(ComparisonSettings, read(path, overrides), path)
-
-
-def read(path: str, overrides: list[str] | None = None) -> dict[str, Any]:
-    """Read a YAML, apply `key=value` overrides, and fill in ${VARIABLES}.
+    """A run's settings, of a YAML with `key=value` overrides and ${VARIABLES}.
 
     Raises CurateError naming the key, or the file, that is at fault.
     """
+    return parse(_read(path, overrides), path)
+
+
+def load_comparison(path: str, overrides: list[str] | None = None) -> ComparisonSettings:
+    """A comparison's settings, as `load` a run's."""
+    return _validated(ComparisonSettings, _read(path, overrides), path)
+
+
+def parse(document: dict[str, Any], origin: str) -> RunSettings:
+    """Validate a document already read; `origin` is named in errors."""
+    return _validated(RunSettings, document, origin)
+
+
+def _read(path: str, overrides: list[str] | None) -> dict[str, Any]:
     try:
         document = yaml.safe_load(storage.read_bytes(path).decode())
     except FileNotFoundError:
@@ -53,18 +58,6 @@ def read(path: str, overrides: list[str] | None = None) -> dict[str, Any]:
     filled = _interpolate(document, "")
     # A section with all its lines commented out is a null in YAML
     return {key: value for key, value in filled.items() if value is not None}
-
-
-def parse(document: dict[str, Any], origin: str) -> RunSettings:
-    """Validate a document already read; `origin` is named in errors."""
-    return _validated(RunSettings, document, origin)
-
-
-def _validated(model: type[Root], document: dict[str, Any], origin: str) -> Root:
-    try:
-        return model.model_validate(document)
-    except ValidationError as error:
-        raise CurateError(f"{origin}: {_explain(error, model)}") from None
 
 
 def _apply(document: dict[str, Any], override: str) -> None:
@@ -108,6 +101,13 @@ def _interpolate(value: Any, key: str) -> Any:
     return re.sub(r"\$\{(\w+)\}", variable, value)
 
 
+def _validated(model: type[Root], document: dict[str, Any], origin: str) -> Root:
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise CurateError(f"{origin}: {_explain(error, model)}") from None
+
+
 # pydantic puts the branch of a union into an error's place; users wrote no such key
 _BRANCHES = {"int", "float", "constrained-int", "constrained-float", "function-wrap"} | set(KINDS)
 
@@ -145,8 +145,14 @@ def _explain(error: ValidationError, root: type[Settings]) -> str:
     place = [part for part in fault["loc"] if not (isinstance(part, str) and part in _BRANCHES)]
     key = ".".join(str(part) for part in place)
     value = fault["input"]
-    if fault["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {_suggest(place, root)}"
+    sections = _sections_at(place[:-1], root)
+    unknown = fault["type"] == "extra_forbidden"
+    now = _moved_to(place, sections)
+    if now and (unknown or isinstance(value, str)):  # text, as in `optimizer: sgd` of before
+        return f"{key}: moved; set {now}"
+    if unknown:
+        known = sorted({name for section in sections for name in section.model_fields})
+        return f"{key}: unknown key; {_likeliest(str(place[-1]), known)}"
     if fault["type"] == "missing":
         return f"{key}: missing; set it in the config"
     if fault["type"] == "union_tag_not_found":
@@ -163,15 +169,23 @@ def _explain(error: ValidationError, root: type[Settings]) -> str:
     return f"{key}: {message}" if key else message
 
 
-def _suggest(place: list[Any], root: type[Settings]) -> str:
-    """The known keys beside the one that is unknown, the likeliest first."""
+def _sections_at(place: list[Any], root: type[Settings]) -> list[type[Settings]]:
+    """Those that may stand there; several where a source may be of any kind."""
     models = [root]
-    for part in place[:-1]:
+    for part in place:
         # Numbers are places in a list, and other names a user's own
         if any(part in model.model_fields for model in models):
             inside = [m.model_fields[part].annotation for m in models if part in m.model_fields]
             models = [model for annotation in inside for model in _models_in(annotation)]
-    return _likeliest(str(place[-1]), sorted({name for m in models for name in m.model_fields}))
+    return models
+
+
+def _moved_to(place: list[Any], sections: list[type[Settings]]) -> str | None:
+    """The key of now, for one of before."""
+    for section in sections:
+        if place and place[-1] in section.moved:
+            return ".".join(str(part) for part in [*place[:-1], section.moved[place[-1]]])
+    return None
 
 
 def _models_in(annotation: Any) -> Iterator[type[Settings]]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-Optimizer = Literal["sgd", "adamw", "lars"]
-Schedule = Literal["cosine", "step", "constant"]
+from curate.settings.base import BelowOne, NotNegative, Positive
+
 Option = bool | int | float
 
 
@@ -35,21 +35,29 @@ class View:
 
 
 @dataclass(frozen=True)
+class Optimizer:
+    """How the weights follow their gradients. A config's section `optimizer` has the same keys, by
+    these types and limits."""
+
+    name: Literal["sgd", "adamw", "lars"]
+    learning_rate: Positive  # the peak, at the recipe's batch size
+    weight_decay: NotNegative
+    weight_decay_end: NotNegative | None = None  # by a cosine from weight_decay, where set
+    momentum: BelowOne = 0.9  # of SGD and LARS; Adam's beta1
+    adam_beta2: BelowOne = 0.999
+    nesterov: bool = False  # of SGD
+    warmup_epochs: NotNegative = 0
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    final_learning_rate_share: BelowOne = 0.0  # of the peak, where the cosine ends
+    clip_gradient: Positive | None = None  # its norm
+
+
+@dataclass(frozen=True)
 class Recipe:
     views: tuple[View, ...]
     optimizer: Optimizer
-    learning_rate: float  # at batch_size
     batch_size: int
     epochs: int
-    weight_decay: float
-    weight_decay_end: float | None = None  # by a cosine from weight_decay, where set
-    momentum: float = 0.9  # of SGD and LARS; Adam's beta1
-    adam_beta2: float = 0.999
-    nesterov: bool = False
-    warmup_epochs: float = 0
-    schedule: Schedule = "cosine"
-    final_learning_rate: float = 0.0  # as a share of the peak
-    clip_gradient: float | None = None  # its norm
     options: dict[str, Option] = field(default_factory=dict)  # the method's own
 
 
@@ -59,24 +67,20 @@ _TWO_SIMCORE_VIEWS = (replace(_SIMCORE_VIEW, count=2),)
 # and one optimiser for all of them: nesterov SGD of 0.1 at 512, down to a thousandth by a cosine
 _SIMCORE = Recipe(
     views=_TWO_SIMCORE_VIEWS,
-    optimizer="sgd",
-    learning_rate=0.1,
+    optimizer=Optimizer(
+        "sgd", learning_rate=0.1, weight_decay=1e-4, nesterov=True, final_learning_rate_share=1e-3
+    ),
     batch_size=512,
     epochs=5000,
-    weight_decay=1e-4,
-    nesterov=True,
-    final_learning_rate=1e-3,
 )
 
 # Chen et al. 2020, arXiv:2002.05709, section 2.2 and appendices A, B.9
 _SIMCLR = Recipe(
     views=(View(2, blur_p=0.5),),
-    optimizer="lars",
-    learning_rate=4.8,  # 0.3 · batch / 256
+    # The learning rate is 0.3 · batch / 256
+    optimizer=Optimizer("lars", learning_rate=4.8, weight_decay=1e-6, warmup_epochs=10),
     batch_size=4096,
     epochs=1000,
-    weight_decay=1e-6,
-    warmup_epochs=10,
     options={"temperature": 0.1, "projection_dim": 128, "batch_norm": True},
 )
 
@@ -84,12 +88,9 @@ _SIMCLR = Recipe(
 # which differs from ours, the other way about, in the effect of the hue alone.
 _MOCO_V1 = Recipe(
     views=(View(2, scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0),),
-    optimizer="sgd",
-    learning_rate=0.03,
+    optimizer=Optimizer("sgd", learning_rate=0.03, weight_decay=1e-4, schedule="step"),
     batch_size=256,
     epochs=200,
-    weight_decay=1e-4,
-    schedule="step",
     options={
         "temperature": 0.07,
         "queue": 65_536,
@@ -104,7 +105,7 @@ _V2_VIEW = View(2, scale=(0.2, 1.0), jitter=(0.4, 0.4, 0.4, 0.1), blur_p=0.5)
 _MOCO_V2 = replace(
     _MOCO_V1,
     views=(_V2_VIEW,),
-    schedule="cosine",
+    optimizer=replace(_MOCO_V1.optimizer, schedule="cosine"),
     options={**_MOCO_V1.options, "temperature": 0.2, "mlp": True},
 )
 
@@ -115,23 +116,20 @@ _BYOL = Recipe(
         replace(_BYOL_VIEW, blur_p=1.0),
         replace(_BYOL_VIEW, blur_p=0.1, solarize_p=0.2),
     ),
-    optimizer="lars",
-    learning_rate=3.2,  # 0.2 · batch / 256
+    # The learning rate is 0.2 · batch / 256
+    optimizer=Optimizer("lars", learning_rate=3.2, weight_decay=1.5e-6, warmup_epochs=10),
     batch_size=4096,
     epochs=1000,
-    weight_decay=1.5e-6,
-    warmup_epochs=10,
     options={"momentum": 0.996, "projection_dim": 256, "hidden_dim": 4096},
 )
 
 # Chen & He 2021, arXiv:2011.10566, section 3 and appendix A; the predictor's rate stays constant
 _SIMSIAM = Recipe(
     views=(_V2_VIEW,),
-    optimizer="sgd",
-    learning_rate=0.1,  # 0.05 · batch / 256
+    # The learning rate is 0.05 · batch / 256
+    optimizer=Optimizer("sgd", learning_rate=0.1, weight_decay=1e-4),
     batch_size=512,
     epochs=100,
-    weight_decay=1e-4,
     options={"projection_dim": 2048, "hidden_dim": 512},
 )
 
@@ -139,12 +137,11 @@ _SIMSIAM = Recipe(
 _SWAV_VIEW = View(2, scale=(0.14, 1.0), blur_p=0.5)
 _SWAV = Recipe(
     views=(_SWAV_VIEW, replace(_SWAV_VIEW, count=6, side=96 / 224, scale=(0.05, 0.14))),
-    optimizer="lars",
-    learning_rate=0.6,
+    optimizer=Optimizer(
+        "lars", learning_rate=0.6, weight_decay=1e-6, final_learning_rate_share=1e-3
+    ),
     batch_size=256,
     epochs=200,
-    weight_decay=1e-6,
-    final_learning_rate=1e-3,
     options={
         "temperature": 0.1,
         "epsilon": 0.05,
@@ -166,15 +163,17 @@ _DINO = Recipe(
         replace(_DINO_VIEW, blur_p=0.1, solarize_p=0.2),
         replace(_DINO_VIEW, count=8, side=96 / 224, scale=(0.05, 0.4), blur_p=0.5),
     ),
-    optimizer="adamw",
-    learning_rate=2e-3,  # 0.0005 · batch / 256
+    optimizer=Optimizer(
+        "adamw",
+        learning_rate=2e-3,  # 0.0005 · batch / 256
+        weight_decay=0.04,
+        weight_decay_end=0.4,
+        warmup_epochs=10,
+        final_learning_rate_share=5e-4,
+        clip_gradient=3.0,
+    ),
     batch_size=1024,
     epochs=100,
-    weight_decay=0.04,
-    weight_decay_end=0.4,
-    warmup_epochs=10,
-    final_learning_rate=5e-4,
-    clip_gradient=3.0,
     options={
         "student_temperature": 0.1,
         "teacher_temperature": 0.04,
@@ -193,13 +192,12 @@ _DINO = Recipe(
 # He et al. 2022, arXiv:2111.06377, section 4 and appendix A.1
 _MAE = Recipe(
     views=(View(1, scale=(0.2, 1.0), jitter_p=0, grey_p=0, bicubic=True),),
-    optimizer="adamw",
-    learning_rate=2.4e-3,  # 1.5e-4 · batch / 256
+    # The learning rate is 1.5e-4 · batch / 256
+    optimizer=Optimizer(
+        "adamw", learning_rate=2.4e-3, weight_decay=0.05, adam_beta2=0.95, warmup_epochs=40
+    ),
     batch_size=4096,
     epochs=800,
-    weight_decay=0.05,
-    adam_beta2=0.95,
-    warmup_epochs=40,
     options={
         "mask_ratio": 0.75,
         "normalise_pixels": True,
@@ -213,11 +211,9 @@ _MAE = Recipe(
 # small networks say nothing of today's optimisers; these are SimSiam's.
 _DRLIM = Recipe(
     views=(_V2_VIEW,),
-    optimizer="sgd",
-    learning_rate=0.1,
+    optimizer=Optimizer("sgd", learning_rate=0.1, weight_decay=1e-4),
     batch_size=512,
     epochs=100,
-    weight_decay=1e-4,
     options={"margin": 1.0, "projection_dim": 128, "label_pairs": False},
 )
 
@@ -225,11 +221,9 @@ _DRLIM = Recipe(
 # one patch; its rotations are left out. Learning rate 0.01, momentum 0.9.
 _EXEMPLAR = Recipe(
     views=(View(2, scale=(0.2, 1.0)),),
-    optimizer="sgd",
-    learning_rate=0.01,
+    optimizer=Optimizer("sgd", learning_rate=0.01, weight_decay=1e-4),
     batch_size=128,
     epochs=200,
-    weight_decay=1e-4,
     options={},
 )
 

@@ -2,13 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, create_model, model_validator
 
-from curate.settings.base import Epochs, OptionValue, Path, Settings, Share, as_list
-from curate.settings.recipes import RECIPES, Optimizer, Schedule
+from curate.settings.base import Path, Settings, Share, as_list, as_section
+from curate.settings.recipes import RECIPES, Optimizer, Option, Recipe
 from curate.settings.sources import LabelledSource
+
+
+def _all_optional(group: type) -> Any:
+    """A dataclass as a section: its names, types and limits, none of which need be set."""
+    kinds = get_type_hints(group, include_extras=True)
+    fields: dict[str, Any] = {name: (kind | None, None) for name, kind in kinds.items()}
+    return create_model(group.__name__, __base__=Settings, **fields)
+
+
+class OptimizerSettings(_all_optional(Optimizer)):  # type: ignore[misc]
+    """What is to be other than in the recipe's `Optimizer`, under the same names."""
+
+    warmup_steps: int | None = Field(None, ge=0)  # in place of warmup_epochs
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> OptimizerSettings:
+        if self.warmup_epochs is not None and self.warmup_steps is not None:
+            raise ValueError("set warmup_epochs or warmup_steps, not both")
+        return self
+
+
+class ViewSettings(Settings):
+    """What is to be other than in the recipe's views."""
+
+    crop_scale: tuple[Share, Share] | None = None  # of the views of full size
+    colour_strength: float | None = Field(None, ge=0, le=1.25)  # of the jitter; SimCLR's s
+    local_views: int | None = Field(None, ge=0)  # small ones, of SwAV and DINO
+
+    @model_validator(mode="after")
+    def _ascending(self) -> ViewSettings:
+        if self.crop_scale and self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError("crop_scale: the smaller share comes first")
+        return self
+
+
+class ResourceSettings(Settings):
+    """What a training takes of the cluster."""
+
+    workers: int | None = Field(None, ge=1)  # one a GPU, or one every 4 CPUs, where unset
+    use_gpu: bool | None = None  # where there is one, where unset
+    loader_workers: int | None = Field(None, ge=0)  # processes that decode, for each worker
+    restarts: int = Field(3, ge=0)  # of all workers, after one was lost
+
+
+class CheckpointSettings(Settings):
+    """What a training goes on from after a loss."""
+
+    every: int = Field(500, ge=1)  # steps
+    keep: int = Field(2, ge=1)  # the newest so many
 
 
 class ProbeSettings(Settings):
@@ -20,52 +71,80 @@ class ProbeSettings(Settings):
     k: int = Field(20, ge=1)
 
 
+def _epochs(value: Any) -> Any:
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError("must be a whole number from 1, or auto")
+    return value
+
+
+def _option(value: Any) -> Any:
+    if not isinstance(value, bool | int | float) or not math.isfinite(value):
+        raise ValueError("must be a finite number, or true or false")
+    return value
+
+
 METHODS = tuple(RECIPES)
+_Group = BeforeValidator(as_section)
+
+# Once flat, now in groups: the key of before → the key of now
+MOVED = {
+    "optimizer": "optimizer.name",
+    "learning_rate": "optimizer.learning_rate",
+    "weight_decay": "optimizer.weight_decay",
+    "weight_decay_end": "optimizer.weight_decay_end",
+    "momentum": "optimizer.momentum",
+    "warmup_epochs": "optimizer.warmup_epochs",
+    "warmup_steps": "optimizer.warmup_steps",
+    "schedule": "optimizer.schedule",
+    "clip_gradient": "optimizer.clip_gradient",
+    "crop_scale": "views.crop_scale",
+    "colour_strength": "views.colour_strength",
+    "local_views": "views.local_views",
+    "workers": "resources.workers",
+    "use_gpu": "resources.use_gpu",
+    "loader_workers": "resources.loader_workers",
+    "restarts": "resources.restarts",
+    "checkpoint_every": "checkpoints.every",
+    "keep_checkpoints": "checkpoints.keep",
+}
 
 
 class TrainingSettings(Settings):
     """Self-supervised pretraining. What is unset is the method's own, by recipes.py."""
 
+    moved: ClassVar[Mapping[str, str]] = MOVED
+
     method: Literal[METHODS] = "simclr"  # type: ignore[valid-type]
     preset: str | None = None  # the method's first where unset
-    options: dict[str, OptionValue] = Field(
-        default_factory=dict
-    )  # the method's own: temperature, queue, …
+    # The method's own: temperature, queue, …
+    options: dict[str, Annotated[Option, BeforeValidator(_option)]] = Field(default_factory=dict)
     backbone: str | None = None  # encoder.backbone where unset, and so with the next two
     image_px: int | None = Field(None, ge=8, le=4096)
     small_stem: bool | None = None
-    epochs: Epochs | None = None
+    epochs: Annotated[int | Literal["auto"], BeforeValidator(_epochs)] | None = None
     steps: int | None = Field(None, ge=1)  # in place of epochs: the same for sets of any size
     batch_size: int | None = Field(None, ge=2)  # over all workers
-    optimizer: Optimizer | None = None
-    learning_rate: float | None = Field(None, gt=0)  # at this batch size
-    weight_decay: float | None = Field(None, ge=0)
-    weight_decay_end: float | None = Field(None, ge=0)
-    momentum: float | None = Field(None, ge=0, lt=1)
-    warmup_epochs: float | None = Field(None, ge=0)
-    warmup_steps: int | None = Field(None, ge=0)  # in place of warmup_epochs
-    schedule: Schedule | None = None
-    clip_gradient: float | None = Field(None, gt=0)
-    crop_scale: tuple[Share, Share] | None = None  # of the views of full size
-    colour_strength: float | None = Field(None, ge=0, le=1.25)  # of the jitter; SimCLR's s
-    local_views: int | None = Field(None, ge=0)  # small ones, of SwAV and DINO
+    optimizer: Annotated[OptimizerSettings, _Group] = OptimizerSettings()
+    views: Annotated[ViewSettings, _Group] = ViewSettings()
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    workers: int | None = Field(None, ge=1)  # one a GPU, or one every 4 CPUs, where unset
-    use_gpu: bool | None = None  # where there is one, where unset
-    loader_workers: int | None = Field(None, ge=0)  # processes that decode, for each worker
     seed: int = Field(0, ge=0)
-    checkpoint_every: int = Field(500, ge=1)  # steps
-    keep_checkpoints: int = Field(2, ge=1)
-    restarts: int = Field(3, ge=0)  # of all workers, after one was lost
+    resources: Annotated[ResourceSettings, _Group] = ResourceSettings()
+    checkpoints: Annotated[CheckpointSettings, _Group] = CheckpointSettings()
     max_unreadable_fraction: float = Field(0.01, ge=0, le=1)
     probe: ProbeSettings | None = None
+
+    @property
+    def recipe(self) -> Recipe:
+        """As its authors have it, before anything is set here."""
+        presets = RECIPES[self.method]
+        return presets[self.preset or next(iter(presets))]
 
     @model_validator(mode="after")
     def _known(self) -> TrainingSettings:
         presets = RECIPES[self.method]
         if self.preset is not None and self.preset not in presets:
             raise ValueError(f"preset {self.preset}: {self.method} has {', '.join(presets)}")
-        known = presets[self.preset or next(iter(presets))].options
+        known = self.recipe.options
         for name, value in self.options.items():
             if name not in known:
                 has = ", ".join(known) or "no options"
@@ -75,12 +154,22 @@ class TrainingSettings(Settings):
             if isinstance(usual, bool) != isinstance(value, bool) or whole:
                 kind = {bool: "true or false", int: "a whole number"}.get(type(usual), "a number")
                 raise ValueError(f"options.{name}={value}: must be {kind}")
-        for name in ("epochs", "warmup_epochs"):
-            instead = name.replace("epochs", "steps")
-            if getattr(self, name) is not None and getattr(self, instead) is not None:
-                raise ValueError(f"set {name} or {instead}, not both")
-        if self.crop_scale and self.crop_scale[0] > self.crop_scale[1]:
-            raise ValueError("crop_scale: the smaller share comes first")
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError("set epochs or steps, not both")
+        return self
+
+    @model_validator(mode="after")
+    def _of_use(self) -> TrainingSettings:
+        """A figure that would change nothing is a mistake."""
+        own, given = self.recipe.optimizer, self.optimizer
+        kind, schedule = given.name or own.name, given.schedule or own.schedule
+        for key, of, there in (
+            ("adam_beta2", "adamw", kind),
+            ("nesterov", "sgd", kind),
+            ("final_learning_rate_share", "cosine", schedule),
+        ):
+            if getattr(given, key) and there != of:
+                raise ValueError(f"optimizer.{key}: of {of} alone, and not of {there}")
         return self
 
 

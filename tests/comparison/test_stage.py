@@ -40,8 +40,9 @@ def document(tmp_path_factory) -> dict[str, Any]:
         "encoder": {"backbone": "resnet18", "image_px": 32, "crop_fraction": 1.0},
         "coreset": {"clusters": 4, "tau": 0.99},
         "pretrain": {
-            **{"method": "simclr", "preset": "simcore", "batch_size": 8, "learning_rate": 0.01},
-            **{"precision": "float32", "checkpoint_every": 2},
+            **{"method": "simclr", "preset": "simcore", "batch_size": 8},
+            **{"optimizer": {"learning_rate": 0.01}, "precision": "float32"},
+            "checkpoints": {"every": 2},
         },
         "targets": {
             "tints": {
@@ -188,10 +189,10 @@ def test_arms_train_alike(document, tmp_path: Path) -> None:
     one = stage.training_of(settings, ["target"], seed=0)
     other = stage.training_of(settings, ["open"], seed=2)
     assert (one.steps, other.steps) == (5, 5) and one.epochs is None
-    assert (one.seed, other.seed) == (0, 2) and one.workers == 1
+    assert (one.seed, other.seed) == (0, 2) and one.resources.workers == 1
     longer = settings_of(document, tmp_path, steps=1000, pretrain={"method": "dino"})
     # DINO warms up for 10 of its 100 epochs
-    assert stage.training_of(longer, ["target"], seed=0).warmup_steps == 100
+    assert stage.training_of(longer, ["target"], seed=0).optimizer.warmup_steps == 100
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,15 @@ def test_arms_train_alike(document, tmp_path: Path) -> None:
         ({"steps": 0}, "steps=0: must be at least 1"),
         ({"pretrain": {"epochs": 3}}, "pretrain.epochs: every arm trains for `steps` steps"),
         ({"pretrain": {"data": ["open"]}}, "pretrain.data: each arm has its own"),
-        ({"pretrain": {"warmup_epochs": 1}}, "set pretrain.warmup_steps"),
+        (
+            {"pretrain": {"optimizer": {"warmup_epochs": 1}}},
+            "pretrain.optimizer.warmup_epochs: epochs of the arms differ in length; "
+            "set pretrain.optimizer.warmup_steps",
+        ),
+        (
+            {"pretrain": {"warmup_steps": 1}},
+            "pretrain.warmup_steps: moved; set pretrain.optimizer.warmup_steps",
+        ),
         ({"pretrian": {}}, "pretrian: unknown key; did you mean pretrain?"),
     ],
 )

@@ -21,7 +21,7 @@ from curate.pretraining import checkpoints
 from curate.pretraining.plan import TrainingPlan, make_plan
 from curate.pretraining.trainer import Trainer
 from curate.pretraining.worker import Board, Job, work
-from curate.settings import EncoderSettings, ImageSettings, TrainingSettings
+from curate.settings import CheckpointSettings, EncoderSettings, ImageSettings, TrainingSettings
 from curate.settings import load as config
 
 DATA = os.environ.get("CURATE_TEST_DATA")
@@ -29,14 +29,20 @@ IMAGES, PX = 512, 32
 
 # Large heads made small; rates for batches of 64 and no time to warm up
 SMALL: dict[str, dict[str, Any]] = {
-    "simclr": {"preset": "simcore", "learning_rate": 0.05},
-    "moco": {"options": {"queue": 128, "momentum": 0.99}, "learning_rate": 0.1},
-    "byol": {"options": {"hidden_dim": 256, "projection_dim": 64}, "learning_rate": 0.2},
-    "simsiam": {"options": {"hidden_dim": 64, "projection_dim": 256}, "learning_rate": 0.05},
+    "simclr": {"preset": "simcore", "optimizer": {"learning_rate": 0.05}},
+    "moco": {"options": {"queue": 128, "momentum": 0.99}, "optimizer": {"learning_rate": 0.1}},
+    "byol": {
+        "options": {"hidden_dim": 256, "projection_dim": 64},
+        "optimizer": {"learning_rate": 0.2},
+    },
+    "simsiam": {
+        "options": {"hidden_dim": 64, "projection_dim": 256},
+        "optimizer": {"learning_rate": 0.05},
+    },
     "swav": {
         "options": {"hidden_dim": 256, "prototypes": 50, "queue": 128, "queue_from_epoch": 2},
-        "learning_rate": 0.3,
-        "local_views": 2,
+        "optimizer": {"learning_rate": 0.3},
+        "views": {"local_views": 2},
     },
     "dino": {
         "options": {
@@ -44,12 +50,12 @@ SMALL: dict[str, dict[str, Any]] = {
             **{"center_momentum": 0.5, "momentum": 0.97, "freeze_last_layer_epochs": 0},
             "teacher_temperature": 0.07,
         },
-        "learning_rate": 5e-3,
-        "local_views": 2,
+        "optimizer": {"learning_rate": 5e-3},
+        "views": {"local_views": 2},
     },
     "mae": {"options": {"decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 4}},
-    "drlim": {"learning_rate": 0.05},
-    "exemplar": {"learning_rate": 0.05},
+    "drlim": {"optimizer": {"learning_rate": 0.05}},
+    "exemplar": {"optimizer": {"learning_rate": 0.05}},
 }
 # MoCo's loss starts low, against a queue of noise, and rises until that is full of hard negatives
 EPOCHS = {"moco": 8}
@@ -59,14 +65,13 @@ LEAST_DEVIATION = 0.05
 
 
 def plan_of(method: str, images: int) -> TrainingPlan:
-    small = {"learning_rate": 1e-3, **SMALL[method]}
+    small = {"optimizer": {"learning_rate": 1e-3}, **SMALL[method]}
+    small["optimizer"] |= {"warmup_epochs": 0, "clip_gradient": 3}
     backbone = "vit_tiny_patch16_224" if method == "mae" else "resnet18"
     settings = TrainingSettings(
         method=method,
         epochs=EPOCHS.get(method, 4),
         batch_size=64,
-        warmup_epochs=0,
-        clip_gradient=3,
         **small,
     )
     encoder = EncoderSettings(backbone=backbone, image_px=PX)
@@ -105,8 +110,7 @@ def trained(tmp_path_factory, ray_session) -> Path:
             probe=None,
             threads=1,
             loader_workers=0,
-            checkpoint_every=1000,
-            keep_checkpoints=1,
+            checkpoints=CheckpointSettings(every=1000, keep=1),
             max_unreadable_fraction=0.0,
         )
         for method in METHODS

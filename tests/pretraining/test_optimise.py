@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -14,28 +13,28 @@ from torch import nn
 
 from curate.methods import METHODS, Clock, Method
 from curate.pretraining.optimise import build_optimizer, learning_rate, set_rates
-from curate.pretraining.plan import TrainingPlan, make_plan
+from curate.pretraining.plan import make_plan
 from curate.settings import EncoderSettings, TrainingSettings
+from curate.settings.recipes import Optimizer
 from tests.methods.building import build, random_batch
 
 PEAK = 0.8
 
 
-def plan_of(**settings: Any) -> TrainingPlan:
-    final = settings.pop("final_learning_rate", None)
-    plan = make_plan(
-        TrainingSettings(**{"learning_rate": PEAK, **settings}),
+def recipe_of(method: Any = "simclr", preset: str | None = None, **optimizer: Any) -> Optimizer:
+    optimizer = {"learning_rate": PEAK, **optimizer}
+    return make_plan(
+        TrainingSettings(method=method, preset=preset, optimizer=optimizer),
         EncoderSettings(),
         images=10_000,
         open_images=0,
         workers=1,
         section="pretrain",
-    )
-    return plan if final is None else replace(plan, final_learning_rate=final)
+    ).recipe.optimizer
 
 
-def rates(plan: TrainingPlan, steps: int, steps_per_epoch: int = 10) -> list[float]:
-    return [learning_rate(plan, Clock(step, steps, steps_per_epoch)) for step in range(steps)]
+def rates(recipe: Optimizer, steps: int, steps_per_epoch: int = 10) -> list[float]:
+    return [learning_rate(recipe, Clock(step, steps, steps_per_epoch)) for step in range(steps)]
 
 
 # Rates
@@ -43,37 +42,37 @@ def rates(plan: TrainingPlan, steps: int, steps_per_epoch: int = 10) -> list[flo
 
 def test_warm_up_and_cosine() -> None:
     """2 epochs of 10 steps up to the peak, then 80 steps along half a cosine down to a tenth."""
-    plan = plan_of(warmup_epochs=2, schedule="cosine", final_learning_rate=0.1)
-    found = rates(plan, 100)
+    recipe = recipe_of(warmup_epochs=2, schedule="cosine", final_learning_rate_share=0.1)
+    found = rates(recipe, 100)
     assert found[:20] == pytest.approx([PEAK * (step + 1) / 20 for step in range(20)])
     assert found[20] == PEAK == max(found)
     assert found[60] == pytest.approx((PEAK + PEAK / 10) / 2), "half-way"
     # cos(π / 4) at a quarter
     assert found[40] == pytest.approx(PEAK * (0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2))
     assert found[99] == pytest.approx(PEAK * (0.1 + 0.9 * (1 - math.cos(math.pi / 80)) / 2))
-    assert learning_rate(plan, Clock(100, 100, 10)) == pytest.approx(PEAK / 10)
+    assert learning_rate(recipe, Clock(100, 100, 10)) == pytest.approx(PEAK / 10)
     assert found[20:] == sorted(found[20:], reverse=True)
 
 
 def test_cosine_to_nothing_without_warm_up() -> None:
-    plan = plan_of(method="simsiam", warmup_epochs=0)
-    found = rates(plan, 100)
+    recipe = recipe_of(method="simsiam", warmup_epochs=0)
+    found = rates(recipe, 100)
     assert found[0] == PEAK and found[50] == pytest.approx(PEAK / 2)
     assert found[75] == pytest.approx(PEAK * (1 - math.sqrt(0.5)) / 2)
-    assert learning_rate(plan, Clock(100, 100, 10)) == pytest.approx(0, abs=1e-12)
+    assert learning_rate(recipe, Clock(100, 100, 10)) == pytest.approx(0, abs=1e-12)
 
 
 def test_step_schedule() -> None:
     """MoCo's: of 200 epochs, a tenth from the 120th, a hundredth from the 160th."""
-    plan = plan_of(method="moco", preset="v1")
-    found = rates(plan, 2000)
+    recipe = recipe_of(method="moco", preset="v1")
+    found = rates(recipe, 2000)
     assert found[0] == found[1199] == PEAK
     assert found[1200] == found[1599] == pytest.approx(PEAK / 10)
     assert found[1600] == found[1999] == pytest.approx(PEAK / 100)
 
 
 def test_constant_schedule() -> None:
-    found = rates(plan_of(schedule="constant", warmup_epochs=0.5), 100)
+    found = rates(recipe_of(schedule="constant", warmup_epochs=0.5), 100)
     assert found[:5] == pytest.approx([PEAK / 5 * n for n in (1, 2, 3, 4, 5)])
     assert set(found[4:]) == {PEAK}
 
@@ -81,16 +80,16 @@ def test_constant_schedule() -> None:
 @pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
 def test_training_that_ends_before_its_warm_up(schedule: str) -> None:
     """Rates rise to the peak at the last step, and are never nothing."""
-    found = rates(plan_of(schedule=schedule, warmup_epochs=40), 20)
+    found = rates(recipe_of(schedule=schedule, warmup_epochs=40), 20)
     assert found == pytest.approx([PEAK * (step + 1) / 20 for step in range(20)])
 
 
 # What they are set for
 
 
-def groups_of(plan: TrainingPlan, method: Method) -> dict[int, dict[str, Any]]:
+def groups_of(recipe: Optimizer, method: Method) -> dict[int, dict[str, Any]]:
     """Weight → its group, for every weight that is trained; each in one."""
-    optimizer = build_optimizer(plan, method)
+    optimizer = build_optimizer(recipe, method)
     weights = [w for group in optimizer.param_groups for w in group["params"]]
     assert len({id(weight) for weight in weights}) == len(weights)
     trained = [weight for weight in method.parameters() if weight.requires_grad]
@@ -103,7 +102,7 @@ def groups_of(plan: TrainingPlan, method: Method) -> dict[int, dict[str, Any]]:
 def test_weights_that_decay(name: str, optimizer: str) -> None:
     """Biases and norms do with SGD alone."""
     method = build(name)
-    groups = groups_of(plan_of(method=name, optimizer=optimizer, weight_decay=0.01), method)
+    groups = groups_of(recipe_of(method=name, name=optimizer, weight_decay=0.01), method)
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
     spared = {
         id(weight)
@@ -117,41 +116,41 @@ def test_weights_that_decay(name: str, optimizer: str) -> None:
         assert group["weight_decay"] == (0 if none else 0.01)
 
 
-def test_optimizers_have_the_plans_figures() -> None:
+def test_optimizers_have_the_recipes_figures() -> None:
     method = build("simclr")
-    sgd = build_optimizer(plan_of(optimizer="sgd", momentum=0.7), method)
+    sgd = build_optimizer(recipe_of(name="sgd", momentum=0.7), method)
     assert isinstance(sgd, torch.optim.SGD)
     assert {(g["momentum"], g["nesterov"], g["lr"]) for g in sgd.param_groups} == {
         (0.7, False, PEAK)
     }
-    nesterov = build_optimizer(plan_of(preset="simcore"), method)
+    nesterov = build_optimizer(recipe_of(preset="simcore"), method)
     assert {group["nesterov"] for group in nesterov.param_groups} == {True}
-    without = build_optimizer(plan_of(preset="simcore", momentum=0.0), method)
+    without = build_optimizer(recipe_of(preset="simcore", momentum=0.0), method)
     assert {group["nesterov"] for group in without.param_groups} == {False}
-    adamw = build_optimizer(plan_of(method="mae"), build("mae"))
+    adamw = build_optimizer(recipe_of(method="mae"), build("mae"))
     assert isinstance(adamw, torch.optim.AdamW)
     assert {group["betas"] for group in adamw.param_groups} == {(0.9, 0.95)}
-    lars = build_optimizer(plan_of(), method)
+    lars = build_optimizer(recipe_of(), method)
     assert isinstance(lars, Lars)
     assert {group["momentum"] for group in lars.param_groups} == {0.9}
 
 
 def test_rates_reach_every_group() -> None:
-    plan = plan_of(method="simclr", warmup_epochs=1)
-    optimizer = build_optimizer(plan, build("simclr"))
+    recipe = recipe_of(method="simclr", warmup_epochs=1)
+    optimizer = build_optimizer(recipe, build("simclr"))
     for step in (0, 5, 10, 50, 99):
         clock = Clock(step, 100, 10)
-        assert set_rates(plan, optimizer, clock) == learning_rate(plan, clock)
-        assert {group["lr"] for group in optimizer.param_groups} == {learning_rate(plan, clock)}
+        assert set_rates(recipe, optimizer, clock) == learning_rate(recipe, clock)
+        assert {group["lr"] for group in optimizer.param_groups} == {learning_rate(recipe, clock)}
 
 
 def test_predictor_of_simsiam_keeps_its_rate() -> None:
-    plan = plan_of(method="simsiam")
+    recipe = recipe_of(method="simsiam")
     method = build("simsiam")
-    optimizer = build_optimizer(plan, method)
+    optimizer = build_optimizer(recipe, method)
     predictor = {id(weight) for weight in method.predictor.parameters()}  # type: ignore[union-attr, operator]
     for step in (0, 50, 99):
-        rate = set_rates(plan, optimizer, Clock(step, 100, 10))
+        rate = set_rates(recipe, optimizer, Clock(step, 100, 10))
         for group in optimizer.param_groups:
             inside = {id(weight) in predictor for weight in group["params"]}
             assert len(inside) == 1
@@ -163,26 +162,26 @@ def test_predictor_of_simsiam_keeps_its_rate() -> None:
 
 def test_weight_decay_of_dino_grows() -> None:
     """From 0.04 to 0.4 by a cosine, and of what decays alone."""
-    plan = plan_of(method="dino")
-    optimizer = build_optimizer(plan, build("dino"))
+    recipe = recipe_of(method="dino")
+    optimizer = build_optimizer(recipe, build("dino"))
     expected = {0: 0.04, 25: 0.4 - 0.36 * (1 + math.sqrt(0.5)) / 2, 50: 0.22, 100: 0.4}
     for step, decay in expected.items():
-        set_rates(plan, optimizer, Clock(step, 100, 10))
+        set_rates(recipe, optimizer, Clock(step, 100, 10))
         found = {group["decayed"]: group["weight_decay"] for group in optimizer.param_groups}
         assert found == {True: pytest.approx(decay), False: 0}
 
 
 def test_a_state_that_was_saved_takes_new_rates() -> None:
     """The optimiser's state holds its groups too; what the clock says goes before it."""
-    plan = plan_of(method="simsiam")
+    recipe = recipe_of(method="simsiam")
     method, later = build("simsiam"), build("simsiam", seed=1)
-    optimizer = build_optimizer(plan, method)
-    set_rates(plan, optimizer, Clock(0, 100, 10))
+    optimizer = build_optimizer(recipe, method)
+    set_rates(recipe, optimizer, Clock(0, 100, 10))
     method(random_batch(6))[0].backward()
     optimizer.step()
-    again = build_optimizer(plan, later)
+    again = build_optimizer(recipe, later)
     again.load_state_dict(optimizer.state_dict())
-    rate = set_rates(plan, again, Clock(80, 100, 10))
+    rate = set_rates(recipe, again, Clock(80, 100, 10))
     assert {group["constant"]: group["lr"] for group in again.param_groups} == {
         True: PEAK,
         False: rate,

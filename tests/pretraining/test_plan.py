@@ -9,7 +9,7 @@ import pytest
 
 from curate.errors import CurateError
 from curate.pretraining.plan import TrainingPlan, make_plan, rescaled_epochs
-from curate.settings import EncoderSettings, TrainingSettings
+from curate.settings import EncoderSettings, OptimizerSettings, TrainingSettings, ViewSettings
 from curate.settings.recipes import RECIPES
 
 
@@ -57,48 +57,70 @@ def test_defaults_are_the_papers(method: str, batch_size: int | None) -> None:
     paper = PAPERS[method]
     plan = plan_of(method=method, batch_size=batch_size)
     assert plan.batch_size == (batch_size or paper["batch"])
-    assert plan.optimizer == paper["optimizer"] and plan.warmup_epochs == paper["warmup"]
-    assert plan.learning_rate == pytest.approx(paper["rate"] * plan.batch_size)
+    optimizer = plan.recipe.optimizer
+    assert optimizer.name == paper["optimizer"] and optimizer.warmup_epochs == paper["warmup"]
+    assert optimizer.learning_rate == pytest.approx(paper["rate"] * plan.batch_size)
     assert plan.preset == next(iter(RECIPES[method]))
 
 
 @pytest.mark.parametrize("method", [m for m, presets in RECIPES.items() if "simcore" in presets])
 def test_preset_of_simcores_authors(method: str) -> None:
     plan = plan_of(method=method, preset="simcore")
-    assert sum(view.count for view in plan.views) == 2
-    assert {view.scale for view in plan.views} == {(0.2, 1.0)}
+    assert sum(view.count for view in plan.recipe.views) == 2
+    assert {view.scale for view in plan.recipe.views} == {(0.2, 1.0)}
     if method != "dino":  # which keeps its own optimiser
-        assert (plan.optimizer, plan.nesterov, plan.batch_size) == ("sgd", True, 512)
-        assert (plan.learning_rate, plan.epochs, plan.weight_decay) == (0.1, 5000, 1e-4)
-        assert plan.momentum == 0.9 and plan.final_learning_rate == 1e-3
+        optimizer = plan.recipe.optimizer
+        assert (optimizer.name, optimizer.nesterov, plan.batch_size) == ("sgd", True, 512)
+        assert (optimizer.learning_rate, plan.epochs, optimizer.weight_decay) == (0.1, 5000, 1e-4)
+        assert optimizer.momentum == 0.9 and optimizer.final_learning_rate_share == 1e-3
 
 
 def test_every_recipe_makes_a_plan() -> None:
     for method, presets in RECIPES.items():
         for preset, recipe in presets.items():
             plan = plan_of(method=method, preset=preset)
-            assert plan.options == recipe.options and plan.views == recipe.views
+            assert plan.recipe.options == recipe.options and plan.recipe.views == recipe.views
             assert json.loads(json.dumps(plan.to_dict()))["method"] == method
 
 
 def test_what_is_set_goes_before_the_recipe() -> None:
     """Zeros too: they are no gaps."""
-    given = {
-        "epochs": 7,
-        "batch_size": 96,
-        "optimizer": "sgd",
+    optimizer = {
+        "name": "sgd",
         "learning_rate": 0.25,
         "weight_decay": 0.0,
         "weight_decay_end": 0.0,
         "momentum": 0.0,
+        "nesterov": True,
         "warmup_epochs": 0.0,
         "schedule": "constant",
         "clip_gradient": 1.5,
-        "precision": "bf16",
-        "seed": 11,
     }
-    plan = plan_of(method="dino", **given).to_dict()
+    sized = {"epochs": 7, "batch_size": 96}
+    given = {"precision": "bf16", "seed": 11}
+    plan = plan_of(method="dino", optimizer=optimizer, **sized, **given).to_dict()
     assert {key: plan[key] for key in given} == given
+    assert {key: plan["recipe"][key] for key in sized} == sized
+    assert {key: plan["recipe"]["optimizer"][key] for key in optimizer} == optimizer
+    later = {"adam_beta2": 0.0, "final_learning_rate_share": 0.0}
+    found = plan_of(method="dino", optimizer=later).recipe.optimizer
+    assert (found.adam_beta2, found.final_learning_rate_share, found.name) == (0, 0, "adamw")
+
+
+def test_nothing_given_is_the_recipes() -> None:
+    """A null is a gap, which no figure is."""
+    usual = plan_of(method="dino")
+    gaps = dict.fromkeys(OptimizerSettings.model_fields), dict.fromkeys(ViewSettings.model_fields)
+    assert plan_of(method="dino", optimizer=gaps[0], views=gaps[1]) == usual
+    assert plan_of(method="dino", optimizer=None, views=None) == usual
+
+
+def test_warm_up_by_steps() -> None:
+    """Of 100 steps an epoch, over the recipe's own 10 epochs."""
+    plan = plan_of(10_000, method="dino", batch_size=100, optimizer={"warmup_steps": 250})
+    assert plan.recipe.optimizer.warmup_epochs == 2.5
+    none = plan_of(10_000, method="dino", batch_size=100, optimizer={"warmup_steps": 0})
+    assert none.recipe.optimizer.warmup_epochs == 0
 
 
 def test_model_is_the_encoders_unless_it_is_set() -> None:
@@ -110,11 +132,11 @@ def test_model_is_the_encoders_unless_it_is_set() -> None:
 
 
 def test_options_are_merged() -> None:
-    usual = plan_of(method="moco").options
+    usual = plan_of(method="moco").recipe.options
     plan = plan_of(method="moco", options={"temperature": 0.5, "queue": 1024})
-    assert plan.options == {**usual, "temperature": 0.5, "queue": 1024}
+    assert plan.recipe.options == {**usual, "temperature": 0.5, "queue": 1024}
     assert usual["temperature"] == 0.2 and usual["queue"] == 65_536
-    assert plan_of(method="moco").options == usual, "and the recipe stays as it was"
+    assert plan_of(method="moco").recipe.options == usual, "and the recipe stays as it was"
 
 
 # Epochs
@@ -174,7 +196,8 @@ def test_steps(images: int, batch_size: int, workers: int, batches: tuple[int, i
 def test_rate_is_of_the_batch_that_fits() -> None:
     """SimCore's 0.1 at 512."""
     plan = plan_of(images=300, method="simclr", preset="simcore")
-    assert plan.batch_size == 300 and plan.learning_rate == pytest.approx(0.1 * 300 / 512)
+    assert plan.batch_size == 300
+    assert plan.recipe.optimizer.learning_rate == pytest.approx(0.1 * 300 / 512)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +217,7 @@ def test_rate_is_of_the_batch_that_fits() -> None:
         ),
         (
             {"images": 7, "workers": 4},
-            "pretrain: 7 images are too few for 4 workers; set pretrain.workers=1",
+            "pretrain: 7 images are too few for 4 workers; set pretrain.resources.workers=1",
         ),
         ({"images": 1}, "pretrain: a training set needs two images at least, and has 1"),
     ],
@@ -207,24 +230,25 @@ def test_batches_that_cannot_be(settings: dict[str, Any], message: str) -> None:
 
 
 def test_crop_scale_is_of_the_full_size() -> None:
-    plan = plan_of(method="swav", crop_scale=(0.3, 0.9))
-    assert [view.scale for view in plan.views] == [(0.3, 0.9), (0.05, 0.14)]
+    plan = plan_of(method="swav", views={"crop_scale": (0.3, 0.9)})
+    assert [view.scale for view in plan.recipe.views] == [(0.3, 0.9), (0.05, 0.14)]
 
 
 def test_colour_strength_multiplies_the_jitter() -> None:
-    [view] = plan_of(method="simclr", colour_strength=0.5).views
+    [view] = plan_of(method="simclr", views={"colour_strength": 0.5}).recipe.views
     assert view.jitter == (0.4, 0.4, 0.4, 0.1)
-    [view] = plan_of(method="simclr", colour_strength=0).views
+    [view] = plan_of(method="simclr", views={"colour_strength": 0}).recipe.views
     assert view.jitter == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(None, [2, 6]), (2, [2, 2]), (0, [2])])
 def test_local_views(count: int | None, expected: list[int]) -> None:
-    assert [view.count for view in plan_of(method="swav", local_views=count).views] == expected
+    plan = plan_of(method="swav", views={"local_views": count})
+    assert [view.count for view in plan.recipe.views] == expected
 
 
 def test_local_views_of_a_recipe_without_any() -> None:
-    assert error_of(method="simclr", local_views=4) == (
-        "pretrain.local_views=4: this recipe of simclr has no small views; leave it out"
+    assert error_of(method="simclr", views={"local_views": 4}) == (
+        "pretrain.views.local_views=4: this recipe of simclr has no small views; leave it out"
     )
-    assert "recipe of dino" in error_of(method="dino", preset="simcore", local_views=0)
+    assert "recipe of dino" in error_of(method="dino", preset="simcore", views={"local_views": 0})

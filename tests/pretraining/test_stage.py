@@ -34,6 +34,7 @@ from curate.settings import load as config
 from tests import datasets
 
 ROOT = Path(__file__).resolve().parents[2]
+TWO_CPU_WORKERS = {"workers": 2, "use_gpu": False}
 
 
 def document_of(root: Path, **training: Any) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def document_of(root: Path, **training: Any) -> dict[str, Any]:
         "output": str(root / "run"),
         "pretrain": {
             **{"method": "simclr", "preset": "simcore", "data": ["target"]},
-            **{"epochs": 4, "batch_size": 8, "workers": 2, "use_gpu": False},
+            **{"epochs": 4, "batch_size": 8, "resources": TWO_CPU_WORKERS},
             **training,
         },
     }
@@ -73,8 +74,8 @@ def full(tmp_path_factory, ray_session) -> tuple[dict[str, Any], dict[str, Any]]
     labelled = {"kind": "image_folder", "path": str(root / "target")}
     probe = {"train": labelled, "test": labelled, "every": 2, "k": 1}
     document = document_of(root, data=["target", "coreset"], probe=probe)
-    own = {"epochs": 2, "batch_size": 8, "workers": 2, "use_gpu": False, "learning_rate": 0.01}
-    document["encoder"]["pretrain_on_target"] = own
+    own = {"epochs": 2, "batch_size": 8, "optimizer": {"learning_rate": 0.01}}
+    document["encoder"]["pretrain_on_target"] = {**own, "resources": TWO_CPU_WORKERS}
     return document, run(parsed(document), fresh=True)
 
 
@@ -195,7 +196,7 @@ def test_checkpoint_of_another_architecture_is_refused() -> None:
 
 # Death and resumption
 
-INTERRUPTED = {"epochs": 10, "checkpoint_every": 4, "keep_checkpoints": 100}  # 3 steps an epoch
+INTERRUPTED = {"epochs": 10, "checkpoints": {"every": 4, "keep": 100}}  # 3 steps an epoch
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +288,10 @@ BAD = [
         r"pretrain\.image_px=40: vit_tiny_patch16_224 cannot take it: .*patches of 16 px",
     ),
     ({"method": "mae", "preset": None}, r"pretrain\.backbone=resnet18: mae needs a vision"),
-    ({"workers": 1000, "batch_size": 2000}, r"pretrain\.workers=1000: the cluster has"),
+    (
+        {"resources": {"workers": 1000, "use_gpu": False}, "batch_size": 2000},
+        r"pretrain\.resources\.workers=1000: the cluster has",
+    ),
     ({"data": ["target", "coreset"]}, r"coreset\.parquet: no such manifest; run `curate run`"),
     ({"small_stem": True, "backbone": "vit_tiny_patch16_224"}, r"pretrain\.small_stem=true: for"),
 ]
@@ -299,6 +303,25 @@ def test_what_cannot_be_is_told_at_once(tmp_path, ray_session, change, message) 
     with pytest.raises(CurateError, match=message) as raised:
         pretrain(parsed(document))
     assert "\n" not in str(raised.value)
+
+
+def test_a_rate_too_high_is_told(tmp_path, ray_session) -> None:
+    document = document_of(tmp_path, optimizer={"learning_rate": 1e30})
+    with pytest.raises(
+        CurateError, match=r"pretrain\.optimizer\.learning_rate=1e\+30: the loss is"
+    ):
+        pretrain(parsed(document))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here training takes the GPU")
+def test_a_gpu_that_no_machine_has(tmp_path, ray_session) -> None:
+    document = document_of(tmp_path, resources={"use_gpu": True})
+    with pytest.raises(CurateError) as raised:
+        pretrain(parsed(document))
+    assert str(raised.value) == (
+        "pretrain.resources.use_gpu=true: the cluster has no GPU yet; set "
+        "pretrain.resources.workers to how many it should scale up to"
+    )
 
 
 def test_command_line_says_it_in_one_line(tmp_path) -> None:

@@ -20,7 +20,8 @@ IMAGES = 4
 
 
 def plan_of(image_px: int = 32, **changes: Any) -> TrainingPlan:
-    changes = {"method": "simclr", "batch_size": IMAGES, "epochs": 2, "warmup_epochs": 0} | changes
+    changes = {"method": "simclr", "batch_size": IMAGES, "epochs": 2} | changes
+    changes["optimizer"] = {"warmup_epochs": 0} | changes.get("optimizer", {})
     return make_plan(
         TrainingSettings(**changes),
         EncoderSettings(backbone="resnet18", image_px=image_px),
@@ -54,7 +55,7 @@ def crops_of(trainer: Trainer, seed: int = 0) -> Crops:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TESTED)
 def test_every_backbone_trains(name: str) -> None:
-    trainer = trainer_of(plan_of(backbone=name, learning_rate=0.1, optimizer="sgd"))
+    trainer = trainer_of(plan_of(backbone=name, optimizer={"name": "sgd", "learning_rate": 0.1}))
     before = {n: w.detach().clone() for n, w in trainer.method.backbone.named_parameters()}
     loss, spread, rate = trainer.step(crops_of(trainer))
     assert torch.isfinite(loss) and torch.isfinite(spread) and rate == 0.1
@@ -76,7 +77,7 @@ def test_dino_on_a_vision_transformer_sees_small_views() -> None:
         64,
         method="dino",
         backbone="vit_tiny_patch16_224",
-        local_views=2,
+        views={"local_views": 2},
         options={"projection_dim": 32, "hidden_dim": 32, "bottleneck_dim": 16},
     )
     trainer = trainer_of(plan)
@@ -97,7 +98,7 @@ def test_what_a_step_draws_depends_on_the_step_alone() -> None:
         plan = plan_of(
             method="dino",
             backbone="vit_tiny_patch16_224",
-            local_views=0,
+            views={"local_views": 0},
             options={"projection_dim": 32, "hidden_dim": 32, "bottleneck_dim": 16},
         )
         trainer = trainer_of(plan)
@@ -125,9 +126,8 @@ def test_gradients_are_clipped() -> None:
     """With the norm held to almost nothing, plain SGD moves the weights by almost nothing."""
 
     def moved(clip: float | None) -> float:
-        plan = plan_of(
-            clip_gradient=clip, optimizer="sgd", learning_rate=1.0, weight_decay=0, momentum=0
-        )
+        plain = {"name": "sgd", "learning_rate": 1.0, "weight_decay": 0, "momentum": 0}
+        plan = plan_of(optimizer={**plain, "clip_gradient": clip})
         trainer = trainer_of(plan)
         before = [w.detach().clone() for w in trainer.method.parameters()]
         trainer.step(crops_of(trainer))

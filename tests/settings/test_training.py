@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from curate.errors import CurateError
-from curate.settings import ImageFolderSettings, PretrainSettings, RunSettings
+from curate.settings import ImageFolderSettings, OptimizerSettings, PretrainSettings, RunSettings
 from curate.settings import load as config
 from curate.settings.recipes import RECIPES
+from curate.settings.training import MOVED
 
 FOLDER = {"kind": "image_folder", "path": "images"}
 GOOD: dict[str, Any] = {
@@ -162,21 +167,10 @@ def test_target_encoder_takes_the_encoders_model() -> None:
         ({"epochs": "all"}, "pretrain.epochs=all: must be a whole number from 1, or auto"),
         ({"epochs": True}, "pretrain.epochs=true: must be a whole number from 1, or auto"),
         ({"batch_size": 1}, "pretrain.batch_size=1: must be at least 2"),
-        ({"learning_rate": 0}, "pretrain.learning_rate=0: must be over 0.0"),
-        ({"learning_rate": float("inf")}, "pretrain.learning_rate=inf: must be a finite number"),
-        ({"momentum": 1}, "pretrain.momentum=1: must be under 1.0"),
-        ({"optimizer": "adam"}, "pretrain.optimizer=adam: must be 'sgd', 'adamw' or 'lars'"),
-        (
-            {"schedule": "linear"},
-            "pretrain.schedule=linear: must be 'cosine', 'step' or 'constant'",
-        ),
+        ({"optimizer": 3}, "pretrain.optimizer=3: must be a section of keys"),
+        ({"resources": "many"}, "pretrain.resources=many: must be a section of keys"),
         ({"precision": "fp16"}, "pretrain.precision=fp16: must be 'auto', 'float32' or 'bf16'"),
-        ({"crop_scale": [0.5, 0.2]}, "pretrain: crop_scale: the smaller share comes first"),
-        ({"crop_scale": [0, 1]}, "pretrain.crop_scale.0=0: must be over 0.0"),
-        ({"crop_scale": [0.2, 1.5]}, "pretrain.crop_scale.1=1.5: must be at most 1.0"),
-        ({"crop_scale": 0.5}, "pretrain.crop_scale=0.5: must be a list"),
-        ({"workers": 0}, "pretrain.workers=0: must be at least 1"),
-        ({"use_gpu": "maybe"}, "pretrain.use_gpu=maybe: must be true or false"),
+        ({"epochs": 2, "steps": 9}, "pretrain: set epochs or steps, not both"),
         # probe
         ({"probe": 3}, "pretrain.probe=3: must be a section of keys"),
         ({"probe": {"train": FOLDER}}, "pretrain.probe.test: missing; set it in the config"),
@@ -196,6 +190,121 @@ def test_target_encoder_takes_the_encoders_model() -> None:
 )
 def test_mistakes_of_pretraining(keys: dict[str, Any], message: str) -> None:
     assert error_of(pretrain=keys) == message
+
+
+@pytest.mark.parametrize(
+    ("group", "keys", "message"),
+    [
+        ("optimizer", {"learning_rate": 0}, ".learning_rate=0: must be over 0.0"),
+        (
+            "optimizer",
+            {"learning_rate": float("inf")},
+            ".learning_rate=inf: must be a finite number",
+        ),
+        ("optimizer", {"learning_rate": "low"}, ".learning_rate=low: must be a number"),
+        ("optimizer", {"weight_decay": -1}, ".weight_decay=-1: must be at least 0.0"),
+        ("optimizer", {"weight_decay_end": -1}, ".weight_decay_end=-1: must be at least 0.0"),
+        ("optimizer", {"momentum": 1}, ".momentum=1: must be under 1.0"),
+        ("optimizer", {"adam_beta2": 1}, ".adam_beta2=1: must be under 1.0"),
+        ("optimizer", {"nesterov": "often"}, ".nesterov=often: must be true or false"),
+        ("optimizer", {"name": "adam"}, ".name=adam: must be 'sgd', 'adamw' or 'lars'"),
+        (
+            *("optimizer", {"schedule": "linear"}),
+            ".schedule=linear: must be 'cosine', 'step' or 'constant'",
+        ),
+        ("optimizer", {"warmup_epochs": -1}, ".warmup_epochs=-1: must be at least 0.0"),
+        ("optimizer", {"warmup_steps": 0.5}, ".warmup_steps=0.5: must be a whole number"),
+        (
+            *("optimizer", {"warmup_steps": 5, "warmup_epochs": 0}),
+            ": set warmup_epochs or warmup_steps, not both",
+        ),
+        (
+            *("optimizer", {"final_learning_rate_share": 1}),
+            ".final_learning_rate_share=1: must be under 1.0",
+        ),
+        ("optimizer", {"clip_gradient": 0}, ".clip_gradient=0: must be over 0.0"),
+        ("optimizer", {"momentun": 0}, ".momentun: unknown key; did you mean momentum?"),
+        ("views", {"crop_scale": [0.5, 0.2]}, ": crop_scale: the smaller share comes first"),
+        ("views", {"crop_scale": [0, 1]}, ".crop_scale.0=0: must be over 0.0"),
+        ("views", {"crop_scale": [0.2, 1.5]}, ".crop_scale.1=1.5: must be at most 1.0"),
+        ("views", {"crop_scale": 0.5}, ".crop_scale=0.5: must be a list"),
+        ("views", {"colour_strength": 2}, ".colour_strength=2: must be at most 1.25"),
+        ("resources", {"workers": 0}, ".workers=0: must be at least 1"),
+        ("resources", {"use_gpu": "maybe"}, ".use_gpu=maybe: must be true or false"),
+        ("checkpoints", {"every": 0}, ".every=0: must be at least 1"),
+        ("checkpoints", {"zzz": 0}, ".zzz: unknown key; known here: every, keep"),
+    ],
+)
+def test_mistakes_in_a_group(group: str, keys: dict[str, Any], message: str) -> None:
+    """Of `pretrain` and of the target encoder's training alike."""
+    assert error_of(pretrain={group: keys}) == f"pretrain.{group}{message}"
+    encoder = {"pretrain_on_target": {group: keys}}
+    assert error_of(encoder=encoder) == f"encoder.pretrain_on_target.{group}{message}"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"adam_beta2": 0.9}, "adam_beta2: of adamw alone, and not of lars"),
+        ({"adam_beta2": 0.9, "name": "sgd"}, "adam_beta2: of adamw alone, and not of sgd"),
+        ({"nesterov": True}, "nesterov: of sgd alone, and not of lars"),
+        (
+            {"final_learning_rate_share": 0.1, "schedule": "step"},
+            "final_learning_rate_share: of cosine alone, and not of step",
+        ),
+    ],
+)
+def test_figures_that_would_change_nothing(keys: dict[str, Any], message: str) -> None:
+    """SimCLR's recipe takes LARS, and a cosine."""
+    assert error_of(pretrain={"optimizer": keys}) == f"pretrain: optimizer.{message}"
+
+
+def test_an_empty_group_is_its_defaults() -> None:
+    """What a group with all its lines commented out is in YAML."""
+    groups = ("optimizer", "views", "resources", "checkpoints")
+    assert pretrain(**dict.fromkeys(groups)) == pretrain()
+
+
+# Keys of before, and a value that each took
+FLAT: dict[str, Any] = {
+    **{"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0, "weight_decay_end": 0.4},
+    **{"momentum": 0.9, "warmup_epochs": 5, "warmup_steps": 50, "schedule": "cosine"},
+    **{"clip_gradient": 3.0, "crop_scale": [0.2, 1.0], "colour_strength": 0.5, "local_views": 2},
+    **{"workers": 2, "use_gpu": False, "loader_workers": 0, "restarts": 5},
+    **{"checkpoint_every": 100, "keep_checkpoints": 1},
+}
+
+
+@pytest.mark.parametrize("key", FLAT)
+def test_flat_keys_of_before_name_the_new_ones(key: str, tmp_path: Path) -> None:
+    """In a file, in either section, and on the command line; and the new key is there."""
+    now = MOVED[key]
+    assert error_of(pretrain={key: FLAT[key]}) == f"pretrain.{key}: moved; set pretrain.{now}"
+    section = "encoder.pretrain_on_target"
+    message = error_of(encoder={"pretrain_on_target": {key: FLAT[key]}})
+    assert message == f"{section}.{key}: moved; set {section}.{now}"
+
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, "pretrain": {"optimizer": {"momentum": 0.5}}}))
+    with pytest.raises(CurateError) as error:
+        config.load(str(path), [f"pretrain.{key}={json.dumps(FLAT[key])}"])
+    assert str(error.value) == f"{path}: pretrain.{key}: moved; set pretrain.{now}"
+    settings = config.load(str(path), [f"pretrain.{now}={json.dumps(FLAT[key])}"])
+    group, _, name = now.partition(".")
+    value = getattr(getattr(settings.pretrain, group), name)
+    assert (list(value) if isinstance(value, tuple) else value) == FLAT[key]
+
+
+def test_every_moved_key_is_tried() -> None:
+    assert set(FLAT) == set(MOVED)
+
+
+def test_recipes_keep_the_limits_that_users_must() -> None:
+    """The types and limits stand at `Optimizer`, which does not check them by itself."""
+    for presets in RECIPES.values():
+        for recipe in presets.values():
+            figures = asdict(recipe.optimizer)
+            assert OptimizerSettings(**figures).model_dump(exclude={"warmup_steps"}) == figures
 
 
 @pytest.mark.parametrize(

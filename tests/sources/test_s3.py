@@ -163,7 +163,8 @@ def test_whole_run_and_training_on_s3(bucket: str, tmp_path: Path) -> None:
     document = run_settings(bucket).model_dump(mode="json", exclude_none=True)
     document["encoder"] = {"backbone": "resnet18", "image_px": 32}
     document["coreset"] = {"clusters": 2, "tau": None, "budget": 6}
-    document["pretrain"] = {"preset": "simcore", "epochs": 2, "batch_size": 4, "workers": 2}
+    document["pretrain"] = {"preset": "simcore", "epochs": 2, "batch_size": 4}
+    document["pretrain"]["resources"] = {"workers": 2}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(document))
     done = subprocess.run(
         [sys.executable, "-m", "curate.cli", "run", str(tmp_path / "run.yaml")],
