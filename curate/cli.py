@@ -160,10 +160,9 @@ def compare_command(options: argparse.Namespace) -> None:
     settings = load_comparison(options.config, options.overrides)
     from curate import cluster
     from curate.comparison.stage import compare
-    from curate.comparison.table import as_markdown
 
     cluster.connect(options.address, verbose=options.verbose)
-    print(as_markdown(compare(settings, fresh=options.fresh)))
+    print(compare(settings, fresh=options.fresh).markdown())
 
 
 def _recut_command(options: argparse.Namespace) -> None:

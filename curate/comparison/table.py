@@ -21,103 +21,127 @@ class Trained:
     values: dict[str, float]  # metric → value
 
 
-def as_json(
-    done: list[Trained],
-    arms: list[str],
-    targets: list[str],
-    steps: int,
-    selections: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """comparison.json: a cell for each (arm, target, metric) that has a training.
+@dataclass(frozen=True)
+class Selected:
+    """What one arm selected; shares and lift by the labels of the open set, where they are known:
+    see coreset.quality."""
 
-    mean and std (of a sample; None of one seed) over seeds; best: the highest mean of its target
-    and metric.
-    """
-    grouped: dict[tuple[str, str], list[Trained]] = defaultdict(list)
-    for one in sorted(done, key=lambda one: one.seed):
-        grouped[one.arm, one.target].append(one)
-    metrics = list(dict.fromkeys(name for one in done for name in one.values))
-    cells = []
-    for metric in metrics:
-        for target in targets:
-            column = [
-                _cell(arm, target, metric, grouped[arm, target])
-                for arm in arms
-                if any(metric in one.values for one in grouped[arm, target])
-            ]
-            highest = max((cell["mean"] for cell in column), default=None)
-            cells += [cell | {"best": cell["mean"] == highest} for cell in column]
-    return {
-        "steps": steps,
-        "arms": arms,
-        "targets": targets,
-        "metrics": metrics,
-        "cells": cells,
-        "selections": selections,
-        "trainings": [asdict(one) for one in done],
-    }
+    arm: str
+    target: str
+    seed: int
+    selected: int
+    oracle_share: float | None = None
+    base_share: float | None = None
+    lift: float | None = None
+    recall: float | None = None
 
 
-def _cell(arm: str, target: str, metric: str, trained: list[Trained]) -> dict[str, Any]:
-    values = [one.values[metric] for one in trained if metric in one.values]
-    return {
-        "arm": arm,
-        "target": target,
-        "metric": metric,
-        "mean": float(np.mean(values)),
-        "std": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        "seeds": len(values),
-        "images": trained[0].images,
-    }
+@dataclass(frozen=True)
+class Cell:
+    """One arm on one target, by one metric, over its seeds."""
+
+    arm: str
+    target: str
+    metric: str
+    mean: float
+    std: float | None  # of a sample; None of one seed
+    seeds: int
+    images: int  # that each seed was trained on
+    best: bool  # the highest mean of its target and metric
 
 
-def as_markdown(document: dict[str, Any]) -> str:
-    """comparison.json as Markdown: a table for each metric, then what was selected."""
-    lines = [f"# Comparison of arms, {document['steps']:,} steps each", ""]
-    for metric in document["metrics"]:
-        cells = {
-            (cell["arm"], cell["target"]): cell
-            for cell in document["cells"]
-            if cell["metric"] == metric
-        }
-        lines += [f"## {metric}", "", _row(["arm", *document["targets"]])]
-        lines.append("|---|" + "---:|" * len(document["targets"]))
-        for arm in document["arms"]:
-            shown = [_shown(cells.get((arm, target))) for target in document["targets"]]
-            lines.append(_row([arm, *shown]))
-        lines.append("")
-    lines += ["Mean ± standard deviation over seeds, in percent; best in bold.", ""]
-    lines += _selections(document["selections"])
-    return "\n".join(lines) + "\n"
+@dataclass(frozen=True)
+class Comparison:
+    """comparison.json: a cell for each (arm, target, metric) that has a training."""
+
+    steps: int  # of every training
+    arms: list[str]
+    targets: list[str]
+    metrics: list[str]
+    cells: list[Cell]
+    selections: list[Selected]
+    trainings: list[Trained]
+
+    @staticmethod
+    def of(
+        done: list[Trained],
+        arms: list[str],
+        targets: list[str],
+        steps: int,
+        selections: list[Selected],
+    ) -> Comparison:
+        grouped: dict[tuple[str, str], list[Trained]] = defaultdict(list)
+        for one in sorted(done, key=lambda one: one.seed):
+            grouped[one.arm, one.target].append(one)
+        metrics = list(dict.fromkeys(name for one in done for name in one.values))
+        cells = []
+        for metric in metrics:
+            for target in targets:
+                column = {arm: _values(grouped[arm, target], metric) for arm in arms}
+                means = {arm: float(np.mean(values)) for arm, values in column.items() if values}
+                cells += [
+                    Cell(
+                        arm,
+                        target,
+                        metric,
+                        mean,
+                        float(np.std(column[arm], ddof=1)) if len(column[arm]) > 1 else None,
+                        len(column[arm]),
+                        grouped[arm, target][0].images,
+                        mean == max(means.values()),
+                    )
+                    for arm, mean in means.items()
+                ]
+        return Comparison(steps, arms, targets, metrics, cells, selections, done)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(document: dict[str, Any]) -> Comparison:
+        """Raises KeyError, TypeError or ValueError for what `to_json` does not make."""
+        parts = {"cells": Cell, "selections": Selected, "trainings": Trained}
+        made = {name: [kind(**row) for row in document[name]] for name, kind in parts.items()}
+        return Comparison(**{**document, **made})
+
+    def markdown(self) -> str:
+        """A table for each metric, then what was selected."""
+        lines = [f"# Comparison of arms, {self.steps:,} steps each", ""]
+        for metric in self.metrics:
+            cells = {(one.arm, one.target): one for one in self.cells if one.metric == metric}
+            lines += [f"## {metric}", "", _row(["arm", *self.targets])]
+            lines.append("|---|" + "---:|" * len(self.targets))
+            for arm in self.arms:
+                shown = [_shown(cells.get((arm, target))) for target in self.targets]
+                lines.append(_row([arm, *shown]))
+            lines.append("")
+        lines += ["Mean ± standard deviation over seeds, in percent; best in bold.", ""]
+        return "\n".join(lines + _selections(self.selections)) + "\n"
 
 
-def _shown(cell: dict[str, Any] | None) -> str:
+def _values(trained: list[Trained], metric: str) -> list[float]:
+    return [one.values[metric] for one in trained if metric in one.values]
+
+
+def _shown(cell: Cell | None) -> str:
     if cell is None:
         return "–"
-    text = f"{100 * cell['mean']:.1f}"
-    if cell["std"] is not None:
-        text += f" ± {100 * cell['std']:.1f}"
-    return f"**{text}**" if cell["best"] else text
+    text = f"{100 * cell.mean:.1f}"
+    if cell.std is not None:
+        text += f" ± {100 * cell.std:.1f}"
+    return f"**{text}**" if cell.best else text
 
 
-def _selections(rows: list[dict[str, Any]]) -> list[str]:
+def _selections(rows: list[Selected]) -> list[str]:
     if not rows:
         return []
     lines = ["## What was selected", "", _row(["target", "arm", "images", "oracle share", "lift"])]
     lines.append("|---|---|---:|---:|---:|")
     for row in rows:
-        share, lift = row.get("oracle_share"), row.get("lift")
-        lines.append(
-            _row(
-                [
-                    row["target"],
-                    row["arm"] if row["seed"] == 0 else f"{row['arm']}, seed {row['seed']}",
-                    f"{row['selected']:,}",
-                    "–" if share is None else f"{share:.1%}",
-                    "–" if lift is None else f"{lift:.2f}",
-                ]
-            )
-        )
+        arm = row.arm if row.seed == 0 else f"{row.arm}, seed {row.seed}"
+        share = "–" if row.oracle_share is None else f"{row.oracle_share:.1%}"
+        lift = "–" if row.lift is None else f"{row.lift:.2f}"
+        lines.append(_row([row.target, arm, f"{row.selected:,}", share, lift]))
     return [*lines, ""]
 
 

@@ -16,7 +16,8 @@ import pytest
 import yaml
 
 from curate import storage
-from curate.comparison import stage
+from curate.comparison import arms as arms_of
+from curate.comparison import selections, stage
 from curate.errors import CurateError
 from curate.settings import ComparisonSettings
 from curate.settings import load as config
@@ -86,20 +87,20 @@ def test_interrupted_and_gone_on_with_it_gives_the_same_table(
     whole = stage.compare(settings_of(document, tmp_path))
     output = Path(document["output"])
 
-    assert {(c["arm"], c["images"]) for c in whole["cells"]} == {
+    assert {(c.arm, c.images) for c in whole.cells} == {
         *(("x", 24), ("random", 34), ("simcore-k1", 34), ("untrained", 0)),
     }
-    assert {c["arm"]: c["seeds"] for c in whole["cells"]}["random"] == 2
-    assert {m.partition(",")[0] for m in whole["metrics"]} == {"linear probe", "kNN"}
+    assert {c.arm: c.seeds for c in whole.cells}["random"] == 2
+    assert {m.partition(",")[0] for m in whole.metrics} == {"linear probe", "kNN"}
     samples = [
         {row["key"] for row in pq.read_table(path).to_pylist()}
         for path in sorted(output.glob("tints/selections/random-*.parquet"))
     ]
     assert [len(sample) for sample in samples] == [10, 10] and samples[0] != samples[1]
-    assert [(row["arm"], row["selected"]) for row in whole["selections"]] == [
+    assert [(row.arm, row.selected) for row in whole.selections] == [
         *(("random", 10), ("random", 10), ("simcore-k1", 10)),
     ]
-    assert all(row["base_share"] == 24 / 40 for row in whole["selections"])
+    assert all(row.base_share == 24 / 40 for row in whole.selections)
     assert "| x |" in (output / "comparison.md").read_text()
 
     cut = tmp_path / "cut"
@@ -114,7 +115,7 @@ def test_interrupted_and_gone_on_with_it_gives_the_same_table(
         time.sleep(0.2)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert len(figures(cut)) < len(whole["cells"])
+    assert len(figures(cut)) < len(whole.cells)
 
     first = [p.stat().st_mtime_ns for p in sorted(cut.glob("tints/arms/*/seed-*/result.json"))]
     stage.compare(config.load_comparison(str(path)))
@@ -132,7 +133,7 @@ def test_interrupted_and_gone_on_with_it_gives_the_same_table(
     assert [path.stat().st_mtime_ns for path in results] == before and len(before) == 5
     assert [path.stat().st_mtime_ns for path in manifests] == selected and len(selected) == 2
     assert pq.read_table(lost) == rows
-    assert third["selections"] == whole["selections"]
+    assert third.selections == whole.selections
 
     # Another k is measured on the encoders that are there: no training is repeated
     encoders = sorted(cut.glob("tints/arms/*/seed-*/encoder.safetensors"))
@@ -140,7 +141,7 @@ def test_interrupted_and_gone_on_with_it_gives_the_same_table(
     target = document["targets"]["tints"]
     other = {"tints": {**target, "evaluate": {**target["evaluate"], "k": [5]}}}
     found = stage.compare(settings_of(document, tmp_path, output=str(cut), targets=other))
-    assert "kNN, k = 5, top1" in found["metrics"]
+    assert "kNN, k = 5, top1" in found.metrics
     assert [p.stat().st_mtime_ns for p in encoders if "untrained" not in str(p)] == stamps
 
     with pytest.raises(CurateError, match=r"training.steps was 5, is 6"):
@@ -155,7 +156,7 @@ def test_interrupted_and_gone_on_with_it_gives_the_same_table(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stage, "selection_quality", stopped)
+        patch.setattr(selections, "selection_quality", stopped)
         stage.compare(settings_of(document, tmp_path, output=str(cut)))
     assert {pq.read_metadata(path).num_rows for path in [lost, *manifests]} == {10, 12}
     with pytest.raises(CurateError, match="start all over with"):
@@ -171,7 +172,8 @@ def test_arms_select_what_they_say(document, tmp_path: Path) -> None:
     ]
     settings = settings_of(document, tmp_path, arms=arms, p=0.05)
     chosen = {
-        arm.title: stage.coreset_of(settings, arm, seed=3, labels=["blue"]) for arm in settings.arms
+        arm.title: arms_of.coreset_of(settings, arm, seed=3, labels=["blue"])
+        for arm in settings.arms
     }
     assert chosen["os"] is None
     assert (chosen["simcore"].clusters, chosen["simcore"].tau) == (4, None)
@@ -186,13 +188,13 @@ def test_arms_select_what_they_say(document, tmp_path: Path) -> None:
 
 def test_arms_train_alike(document, tmp_path: Path) -> None:
     settings = settings_of(document, tmp_path)
-    one = stage.training_of(settings, ["target"], seed=0)
-    other = stage.training_of(settings, ["open"], seed=2)
+    one = arms_of.training_of(settings, ["target"], seed=0)
+    other = arms_of.training_of(settings, ["open"], seed=2)
     assert (one.steps, other.steps) == (5, 5) and one.epochs is None
     assert (one.seed, other.seed) == (0, 2) and one.resources.workers == 1
     longer = settings_of(document, tmp_path, steps=1000, pretrain={"method": "dino"})
     # DINO warms up for 10 of its 100 epochs
-    assert stage.training_of(longer, ["target"], seed=0).optimizer.warmup_steps == 100
+    assert arms_of.training_of(longer, ["target"], seed=0).optimizer.warmup_steps == 100
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+from dataclasses import replace
 
-from curate.comparison.table import Trained, as_json, as_markdown
+from curate.comparison.table import Cell, Comparison, Selected, Trained
 
 
 def trained(arm: str, target: str, seed: int, **values: float) -> Trained:
@@ -18,34 +20,31 @@ DONE = [
     trained("x", "cars", 0, linear=0.50, knn=0.3),
 ]
 SELECTIONS = [
-    {"arm": "simcore", "target": "pets", "seed": 0, "selected": 1650, "oracle_share": 0.125}
-    | {"base_share": 0.05, "lift": 2.5},
-    {"arm": "simcore", "target": "cars", "seed": 1, "selected": 7},
+    Selected("simcore", "pets", 0, 1650, oracle_share=0.125, base_share=0.05, lift=2.5),
+    Selected("simcore", "cars", 1, 7),
 ]
 
 
-def document() -> dict:
-    return as_json(DONE, ["x", "simcore"], ["pets", "cars"], 1000, SELECTIONS)
+def table() -> Comparison:
+    return Comparison.of(DONE, ["x", "simcore"], ["pets", "cars"], 1000, SELECTIONS)
 
 
-def cell(arm: str, target: str, metric: str) -> dict:
+def cell(arm: str, target: str, metric: str) -> Cell:
     [found] = [
-        one
-        for one in document()["cells"]
-        if (one["arm"], one["target"], one["metric"]) == (arm, target, metric)
+        one for one in table().cells if (one.arm, one.target, one.metric) == (arm, target, metric)
     ]
     return found
 
 
 def test_mean_and_deviation_over_seeds() -> None:
     one = cell("x", "pets", "linear")
-    assert math.isclose(one["mean"], 0.25) and one["seeds"] == 2
-    assert math.isclose(one["std"], 0.1 / math.sqrt(2))  # of a sample of two
-    assert cell("simcore", "pets", "linear")["std"] is None
+    assert math.isclose(one.mean, 0.25) and one.seeds == 2
+    assert math.isclose(one.std, 0.1 / math.sqrt(2))  # of a sample of two
+    assert cell("simcore", "pets", "linear").std is None
 
 
 def test_the_best_of_each_target_and_metric() -> None:
-    best = {(c["target"], c["metric"]): c["arm"] for c in document()["cells"] if c["best"]}
+    best = {(c.target, c.metric): c.arm for c in table().cells if c.best}
     assert best == {
         ("pets", "linear"): "simcore",
         ("pets", "knn"): "x",
@@ -55,18 +54,21 @@ def test_the_best_of_each_target_and_metric() -> None:
 
 
 def test_an_arm_that_has_no_training_yet_has_no_cell() -> None:
-    assert not [c for c in document()["cells"] if (c["arm"], c["target"]) == ("simcore", "cars")]
+    assert not [c for c in table().cells if (c.arm, c.target) == ("simcore", "cars")]
 
 
 def test_the_order_of_trainings_does_not_matter() -> None:
-    turned = as_json(DONE[::-1], ["x", "simcore"], ["pets", "cars"], 1000, SELECTIONS)
-    assert {k: v for k, v in turned.items() if k != "trainings"} | {"metrics": None} == {
-        k: v for k, v in document().items() if k != "trainings"
-    } | {"metrics": None}
+    turned = Comparison.of(DONE[::-1], ["x", "simcore"], ["pets", "cars"], 1000, SELECTIONS)
+    same = {"trainings": [], "metrics": []}
+    assert replace(turned, **same) == replace(table(), **same)
+
+
+def test_what_is_written_is_read_again() -> None:
+    assert Comparison.from_json(json.loads(json.dumps(table().to_json()))) == table()
 
 
 def test_markdown() -> None:
-    text = as_markdown(document())
+    text = table().markdown()
     assert "| arm | pets | cars |\n|---|---:|---:|\n| x | 25.0 ± 7.1 | **50.0** |" in text
     assert "| simcore | **40.0** | – |" in text
     assert "| pets | simcore | 1,650 | 12.5% | 2.50 |" in text
@@ -75,5 +77,5 @@ def test_markdown() -> None:
 
 
 def test_nothing_trained_yet() -> None:
-    empty = as_json([], ["x"], ["pets"], 10, [])
-    assert empty["cells"] == [] and as_markdown(empty).startswith("# Comparison of arms, 10 steps")
+    empty = Comparison.of([], ["x"], ["pets"], 10, [])
+    assert empty.cells == [] and empty.markdown().startswith("# Comparison of arms, 10 steps")
