@@ -9,7 +9,6 @@ from curate.comparison.arms import coreset_of, selection_name
 from curate.comparison.table import Selected
 from curate.coreset import stage as coresets
 from curate.coreset.quality_on_ray import selection_quality
-from curate.runfiles.files import RunFiles
 from curate.runfiles.memo import Memo
 from curate.runfiles.run import Embedded, Run
 from curate.settings import ComparisonSettings, CoresetSettings
