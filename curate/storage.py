@@ -27,6 +27,8 @@ from curate.errors import CurateError, one_line
 
 T = TypeVar("T")
 
+Document = dict[str, Any]  # of JSON or YAML
+
 REMOTE_TRIES = 3
 RETRY_PAUSE_S = 0.3
 

@@ -16,6 +16,7 @@ from curate.comparison.arms import data_of, selection_name, training_of
 from curate.comparison.table import Trained
 from curate.dataset import materialise
 from curate.embedding import encoders
+from curate.embedding.encoders import Card
 from curate.evaluate.stage import measure
 from curate.pretraining.stage import Place, pretrain
 from curate.runfiles.files import EncoderFiles, RunFiles, TrainingFiles
@@ -158,5 +159,5 @@ def _export_untrained(settings: EncoderSettings, seed: int, files: EncoderFiles)
     own = {"pretrain_on_target": None, "checkpoint": None, "pretrained": False, "seed": seed}
     untrained = settings.model_copy(update=own)
     encoders.build(untrained).save(files.weights)
-    card = {key: getattr(untrained, key) for key in ("backbone", "small_stem", "image_px")}
-    storage.write_json(files.card, card)
+    card = Card(untrained.backbone, untrained.small_stem, untrained.image_px)
+    card.write(files)

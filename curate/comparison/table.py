@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
+
+from curate.storage import Document
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,11 @@ class Comparison:
                 ]
         return Comparison(steps, arms, targets, metrics, cells, selections, done)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Document:
         return asdict(self)
 
     @staticmethod
-    def from_json(document: dict[str, Any]) -> Comparison:
+    def from_json(document: Document) -> Comparison:
         """Raises KeyError, TypeError or ValueError for what `to_json` does not make."""
         parts = {"cells": Cell, "selections": Selected, "trainings": Trained}
         made = {name: [kind(**row) for row in document[name]] for name, kind in parts.items()}

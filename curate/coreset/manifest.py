@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +19,7 @@ from curate.coreset.rounds import Round, Selection
 from curate.errors import CurateError, one_line
 from curate.runfiles import shards
 from curate.runfiles.shards import Shard
+from curate.storage import Document
 
 SCHEMA = pa.schema(
     {
@@ -114,7 +114,7 @@ def none_there(uri: str) -> CurateError:
     return CurateError(f"{uri}: no such manifest; run `curate run` on this config first")
 
 
-def _about(table: pq.ParquetFile) -> dict[str, Any]:
+def _about(table: pq.ParquetFile) -> Document:
     note = (table.schema_arrow.metadata or {}).get(b"curate", b"{}")
     try:
         return dict(json.loads(note))
@@ -122,7 +122,7 @@ def _about(table: pq.ParquetFile) -> dict[str, Any]:
         return {}
 
 
-def write(uri: str, table: pa.Table, about: dict[str, Any]) -> None:
+def write(uri: str, table: pa.Table, about: Document) -> None:
     """`about` goes into the footer as JSON, under the key `curate`.
 
     The same table and `about` give the same bytes.

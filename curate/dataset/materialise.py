@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +20,7 @@ from curate.errors import CurateError, one_line
 from curate.runfiles import shards
 from curate.runfiles.files import RunFiles, TrainingSetFiles
 from curate.runfiles.memo import Inputs
+from curate.runfiles.shards import Reject
 from curate.settings import RunSettings, SourceSettings
 from curate.sources import Item, Unit, plan_source, read_unit
 from curate.sources.located import read_located
@@ -45,7 +45,7 @@ class _Piece:
 @dataclass(frozen=True)
 class _Copied:
     parts: list[tuple[str, int, str]]  # file name, images, digest of their digests
-    rejects: list[dict[str, Any]]
+    rejects: list[Reject]
 
 
 def request(settings: RunSettings, data: list[str]) -> Inputs:
@@ -108,8 +108,7 @@ def _materialise(
     )
     rejects = [row for one in copied for row in one.rejects]
     if rejects:
-        table = pa.Table.from_pylist(rejects, shards.REJECT_SCHEMA)
-        shards.write_parquet(files.rejected, table)
+        shards.write_parquet(files.rejected, shards.reject_table(rejects))
     parts = [part for one in copied for part in one.parts]
     images = sum(rows for _, rows, _ in parts)
     seen, limit = images + len(rejects), settings.images.max_rejected_fraction
@@ -215,20 +214,33 @@ def _rows_of(uri: str, data: bytes) -> pa.Table:
     return rows
 
 
+@dataclass(frozen=True)
+class _Image:
+    """A row of the training set's SCHEMA."""
+
+    source: str
+    key: str
+    label: str | None
+    sha256: str
+    image: bytes
+
+
 @ray.remote
 def _copy(
     piece: _Piece, sources: dict[str, SourceSettings], files: TrainingSetFiles, number: int
 ) -> _Copied:
     parts: list[tuple[str, int, str]] = []
-    rejects: list[dict[str, Any]] = []
-    waiting: list[dict[str, Any]] = []
+    rejects: list[Reject] = []
+    waiting: list[_Image] = []
     waiting_bytes = 0
 
     def write() -> None:
         nonlocal waiting, waiting_bytes
         name = f"part-{number:06d}-{len(parts):03d}.arrow"
-        shards.write_arrow(files.part(name), pa.Table.from_pylist(waiting, SCHEMA))
-        known = "".join(f"{row['sha256']} {row['label']}\n" for row in waiting)
+        shards.write_arrow(
+            files.part(name), pa.Table.from_pylist([vars(one) for one in waiting], SCHEMA)
+        )
+        known = "".join(f"{one.sha256} {one.label}\n" for one in waiting)
         digest = hashlib.sha256(known.encode()).hexdigest()
         parts.append((name, len(waiting), digest))
         waiting, waiting_bytes = [], 0
@@ -236,18 +248,10 @@ def _copy(
     for source, item in _items(piece, sources):
         if item.data is None:
             reason = item.error or "no bytes"
-            rejects.append(shards.reject_row(source, item.key, item.uri, "read", reason))
+            rejects.append(Reject(source, item.key, item.uri, "read", reason))
             continue
         digest = hashlib.sha256(item.data).hexdigest()
-        waiting.append(
-            {
-                "source": source,
-                "key": item.key,
-                "label": item.label,
-                "sha256": digest,
-                "image": item.data,
-            }
-        )
+        waiting.append(_Image(source, item.key, item.label, digest, item.data))
         waiting_bytes += len(item.data)
         if waiting_bytes >= PART_BYTES:
             write()

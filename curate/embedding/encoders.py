@@ -17,7 +17,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from curate import storage
+from curate import __version__, storage
 from curate.embedding.backbones import build_backbone
 from curate.errors import CurateError, one_line
 from curate.images import Preprocessing
@@ -37,6 +37,41 @@ class Encoder:
         """Its weights as safetensors."""
         state = {name: value.contiguous() for name, value in self.module.state_dict().items()}
         storage.write_bytes(uri, save_safetensors(state))
+
+
+@dataclass(frozen=True)
+class Card:
+    """What an encoder that was trained here is, beside its weights as JSON."""
+
+    backbone: str | None = None
+    small_stem: bool | None = None
+    image_px: int | None = None
+    feature_dim: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    method: str | None = None
+    preset: str | None = None
+    epochs: int | None = None
+    images: int | None = None  # that it was trained on
+    dataset: str | None = None  # their fingerprint
+    curate: str = __version__
+
+    def write(self, files: EncoderFiles) -> None:
+        known = {name: value for name, value in vars(self).items() if value is not None}
+        storage.write_json(files.card, known)
+
+    @staticmethod
+    def read(files: EncoderFiles) -> Card | None:
+        """None where there is none. Raises CurateError for a damaged one."""
+        if not storage.exists(files.card):
+            return None
+        try:
+            document = dict(json.loads(storage.read_bytes(files.card)))
+        except (ValueError, TypeError) as error:
+            raise CurateError(
+                f"encoder.checkpoint: {files.card}: damaged: {one_line(error)}"
+            ) from error
+        return Card(**{k: v for k, v in document.items() if k in Card.__dataclass_fields__})
 
 
 def build(settings: EncoderSettings) -> Encoder:
@@ -65,12 +100,10 @@ def described(place: str, otherwise: EncoderSettings) -> EncoderSettings:
     """Settings for the encoder in a folder of the project's own, by its card; of any other
     checkpoint, `otherwise` with that checkpoint."""
     own = {"checkpoint": place, "pretrained": False, "pretrain_on_target": None}
-    card = EncoderFiles(place).card
-    if storage.exists(card):
-        told = _read_card(card)
-        for name in ("backbone", "small_stem", "image_px", "mean", "std"):
-            if name in told:
-                own[name] = told[name]
+    card = Card.read(EncoderFiles(place))
+    if card is not None:
+        named = ("backbone", "small_stem", "image_px", "mean", "std")
+        own |= {n: getattr(card, n) for n in named if getattr(card, n) is not None}
     return EncoderSettings.model_validate(otherwise.model_dump() | own)
 
 
@@ -231,26 +264,17 @@ def _read_checkpoint(path: str, settings: EncoderSettings) -> StateDict:
         raise CurateError(f"encoder.checkpoint={path}: damaged: {one_line(error)}") from error
     beside = EncoderFiles(path.rpartition("/")[0])
     if path == beside.weights:
-        _check_card(beside.card, settings)
+        _check_card(beside, settings)
     return state
 
 
-def _check_card(path: str, settings: EncoderSettings) -> None:
+def _check_card(files: EncoderFiles, settings: EncoderSettings) -> None:
     """The project's own checkpoints have a card that says what they are."""
-    if not storage.exists(path):
-        return
-    card = _read_card(path)
+    card = Card.read(files)
     for name in ("backbone", "small_stem"):
-        mine = getattr(settings, name)
-        if card.get(name, mine) != mine:
-            raise CurateError(f"encoder.{name}={mine}: {path} says {card[name]}; use that")
-
-
-def _read_card(path: str) -> dict[str, Any]:
-    try:
-        return dict(json.loads(storage.read_bytes(path)))
-    except (ValueError, TypeError) as error:
-        raise CurateError(f"encoder.checkpoint: {path}: damaged: {one_line(error)}") from error
+        mine, its = getattr(settings, name), getattr(card, name, None)
+        if its is not None and its != mine:
+            raise CurateError(f"encoder.{name}={mine}: {files.card} says {its}; use that")
 
 
 def _flatten(value: Any, prefix: str = "") -> StateDict:

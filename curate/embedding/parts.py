@@ -18,9 +18,11 @@ from curate.images import Preprocessing, Refused, decode, resize_crop
 from curate.runfiles import plan, shards
 from curate.runfiles.files import RunFiles
 from curate.runfiles.plan import PlannedUnit
+from curate.runfiles.shards import Reject, Stage
 from curate.settings import ImageSettings, SourceSettings
 from curate.sources import Item, read_unit
 
+_Image = tuple[Any, ...]  # values of shards.IMAGE_FIELDS
 PART_BYTES = 160 << 20  # of pixels: 1,000 images of 224 px
 
 
@@ -73,8 +75,8 @@ class _Part:
         self.started = time.monotonic()
         self.failed: str | None = None  # why the unit gives no more images than these
         self.pixels: list[NDArray[np.uint8]] = []
-        self.images: list[dict[str, Any]] = []
-        self.rejects: list[dict[str, Any]] = []
+        self.images: list[_Image] = []
+        self.rejects: list[Reject] = []
 
     @property
     def full(self) -> bool:
@@ -83,26 +85,13 @@ class _Part:
     def add(self, item: Item, width: int, height: int, pixels: NDArray[np.uint8]) -> None:
         assert item.data is not None
         self.pixels.append(pixels)
-        self.images.append(
-            {
-                "key": item.key,
-                "uri": item.uri,
-                "offset": item.offset,
-                "size": item.size,
-                "row": item.row,
-                "label": item.label,
-                "width": width,
-                "height": height,
-                "sha256": hashlib.sha256(item.data).hexdigest(),
-            }
-        )
+        known = (item.key, item.uri, item.offset, item.size, item.row, item.label)
+        self.images.append((*known, width, height, hashlib.sha256(item.data).hexdigest()))
 
-    def reject(self, item: Item, stage: str, reason: str) -> None:
+    def reject(self, item: Item, stage: Stage, reason: str) -> None:
         if not item.key:  # what is wrong is the whole unit
             self.failed = reason
-        self.rejects.append(
-            shards.reject_row(self.planned.source, item.key, item.uri, stage, reason)
-        )
+        self.rejects.append(Reject(self.planned.source, item.key, item.uri, stage, reason))
 
     def to_table(self, *, last: bool) -> pa.Table:
         shape = (len(self.pixels), self.side, self.side, 3)
@@ -118,10 +107,16 @@ class _Part:
                 "seconds": [time.monotonic() - self.started],
                 "failed": pa.array([self.failed], pa.string()),
                 "pixels": _one_binary(pixels),
-                "images": [_to_ipc(pa.Table.from_pylist(self.images, shards.IMAGE_SCHEMA))],
-                "rejects": [_to_ipc(pa.Table.from_pylist(self.rejects, shards.REJECT_SCHEMA))],
+                "images": [_to_ipc(_image_table(self.images))],
+                "rejects": [_to_ipc(shards.reject_table(self.rejects))],
             }
         )
+
+
+def _image_table(images: list[_Image]) -> pa.Table:
+    columns = zip(*images, strict=True) if images else ([] for _ in shards.IMAGE_SCHEMA)
+    typed = [pa.array(c, f.type) for c, f in zip(columns, shards.IMAGE_SCHEMA, strict=True)]
+    return pa.Table.from_arrays(typed, schema=shards.IMAGE_SCHEMA)
 
 
 def _one_binary(pixels: NDArray[np.uint8]) -> pa.Array:

@@ -30,6 +30,7 @@ from curate.runfiles import plan, shards
 from curate.runfiles.ledger import Ledger, PartRecord, unit_of
 from curate.runfiles.plan import PlannedUnit
 from curate.runfiles.run import Run
+from curate.runfiles.shards import Reject
 from curate.settings import EmbedSettings, EncoderSettings
 
 CPU_THREADS = 4  # of one CPU actor; beyond that, more actors scale better than more threads
@@ -179,10 +180,7 @@ def _dead(source: str, images: pa.Table) -> pa.Table:
     """Rejects for images whose embedding is zero or not finite."""
     reason = "the encoder gives it no finite embedding"
     rows = images.select(["key", "uri"]).to_pylist()
-    return pa.Table.from_pylist(
-        [shards.reject_row(source, row["key"], row["uri"], "embed", reason) for row in rows],
-        shards.REJECT_SCHEMA,
-    )
+    return shards.reject_table([Reject(source, r["key"], r["uri"], "embed", reason) for r in rows])
 
 
 # Placement

@@ -15,8 +15,10 @@ from curate.errors import one_line
 
 log = logging.getLogger(__name__)
 
+State = dict[str, Any]  # tensors and figures, nested
 
-def save(folder: str, step: int, state: dict[str, Any], keep: int) -> None:
+
+def save(folder: str, step: int, state: State, keep: int) -> None:
     """Write first, remove older ones after: a failure leaves the previous checkpoint.
 
     Raises CurateError where it cannot be written.
@@ -33,7 +35,7 @@ def save(folder: str, step: int, state: dict[str, Any], keep: int) -> None:
             storage.remove_tree(storage.join(folder, name))
 
 
-def newest(folder: str) -> dict[str, Any] | None:
+def newest(folder: str) -> State | None:
     """The newest checkpoint that can be read; None where there is none."""
     for name in reversed(_names(folder)):
         uri = storage.join(folder, name)
@@ -45,7 +47,7 @@ def newest(folder: str) -> dict[str, Any] | None:
             if damaged is not None:
                 raise ValueError(f"wrong checksum of {damaged}")
             data.seek(0)
-            state: dict[str, Any] = torch.load(data, map_location="cpu", weights_only=True)
+            state: State = torch.load(data, map_location="cpu", weights_only=True)
             return state
         except Exception as error:  # unpickling raises anything at all of damaged data
             log.warning("%s: damaged (%s); going on from an older one", uri, one_line(error, 80))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from curate.errors import CurateError
 from curate.methods import METHODS, Batch, Clock, Context, Method
 from curate.methods.base import of_one_size
 from curate.methods.ranks import rank, world
+from curate.pretraining.checkpoints import State
 from curate.pretraining.optimise import build_optimizer, set_rates
 from curate.pretraining.plan import TrainingPlan
 
@@ -125,7 +125,7 @@ class Trainer:
         labels = crops.labels.to(self.device, non_blocking=True)
         return Batch(views, ids, labels, crops.noise.to(self.device, non_blocking=True))
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         return {
             "step": self.step_number,
             "plan": self.plan.to_dict(),
@@ -133,7 +133,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: State) -> None:
         """Raises CurateError for a checkpoint of another architecture."""
         try:
             self.method.load_state_dict(state["method"])

@@ -14,9 +14,10 @@ from ray.train.torch import get_device
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from curate import __version__, storage
+from curate import storage
 from curate.dataset.crops import CropDataset, loader
 from curate.dataset.training_set import TrainingSet, on_this_machine
+from curate.embedding.encoders import Card
 from curate.errors import CurateError
 from curate.images import Preprocessing
 from curate.methods.ranks import gather, rank, world
@@ -274,21 +275,19 @@ class _Worker:
         module = trainer.method.encoder()
         state = {name: value.cpu().contiguous() for name, value in module.state_dict().items()}
         storage.write_bytes(self.job.files.weights, save_safetensors(state))
-        card = {
-            "backbone": plan.backbone,
-            "small_stem": plan.small_stem,
-            "feature_dim": trainer.feature_dim,
-            "image_px": plan.image_px,
-            "mean": list(trainer.mean),
-            "std": list(trainer.std),
-            "method": plan.method,
-            "preset": plan.preset,
-            "epochs": plan.epochs,
-            "images": plan.images,
-            "dataset": self.images.index.fingerprint,
-            "curate": __version__,
-        }
-        storage.write_json(self.job.files.card, card)
+        Card(
+            backbone=plan.backbone,
+            small_stem=plan.small_stem,
+            feature_dim=trainer.feature_dim,
+            image_px=plan.image_px,
+            mean=trainer.mean,
+            std=trainer.std,
+            method=plan.method,
+            preset=plan.preset,
+            epochs=plan.epochs,
+            images=plan.images,
+            dataset=self.images.index.fingerprint,
+        ).write(self.job.files)
 
     def _knn(self, probe: Probe) -> float:
         trainer, job = self.trainer, self.job

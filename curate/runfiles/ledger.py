@@ -11,7 +11,6 @@ import io
 import time
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -227,14 +226,12 @@ def _read(folder: str) -> list[UnitRecord]:
     for name in sorted(storage.names_in(folder)):
         uri = storage.join(folder, name)
         try:
-            rows: list[dict[str, Any]] = pq.read_table(
-                io.BytesIO(storage.read_bytes(uri)), schema=SCHEMA
-            ).to_pylist()
+            table = pq.read_table(io.BytesIO(storage.read_bytes(uri)), schema=SCHEMA)
         except (pa.ArrowException, OSError) as error:
             raise CurateError(
                 f"{uri}: damaged: {one_line(error)}; remove it and run again"
             ) from error
-        for row in rows:
+        for row in table.to_pylist():
             row["shards"] = [ShardRecord(**shard) for shard in row["shards"]]
             found.append(UnitRecord(**row))
     return found

@@ -16,19 +16,20 @@ import yaml
 
 from curate import __version__, storage
 from curate.errors import CurateError, one_line
+from curate.storage import Document
 
 LAYOUT = 2  # of the files under an output; a version that moves them counts on
 OTHER_OUTPUT = "Set another output, or"
 START_OVER = "start over with --fresh"
 
-Inputs = dict[str, Any]  # JSON: settings, digests, figures
+Inputs = Document  # JSON: settings, digests, figures
 
 
 @dataclass(frozen=True)
 class Memo:
     uri: str
 
-    def read(self) -> dict[str, Any] | None:
+    def read(self) -> Document | None:
         """None where there is none. Raises CurateError for a file that is none."""
         if not storage.exists(self.uri):
             return None
@@ -41,7 +42,7 @@ class Memo:
             raise CurateError(f"{self.uri}: damaged: holds no mapping; {START_OVER}")
         return document
 
-    def found(self, inputs: Inputs) -> dict[str, Any] | None:
+    def found(self, inputs: Inputs) -> Document | None:
         """What was written with equal inputs, in equal order; else None: make it, and write."""
         document = self.read()
         if document is None or document.get("layout") != LAYOUT:
@@ -89,7 +90,7 @@ def digest(inputs: Inputs) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def check_layout(document: dict[str, Any], folder: str, remedy: str) -> None:
+def check_layout(document: Document, folder: str, remedy: str) -> None:
     """Raises CurateError for a memo of a version that lays its files out otherwise."""
     if document.get("layout") != LAYOUT:
         version = document.get("curate") or (document.get("versions") or {}).get("curate")

@@ -9,7 +9,7 @@ import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from curate import storage
 from curate.errors import CurateError, one_line
+from curate.storage import Document
 
 IMAGE_FIELDS = {
     "key": pa.string(),
@@ -61,8 +62,22 @@ def table_of(images: pa.Table, embeddings: NDArray[np.float16]) -> pa.Table:
     return images.append_column("embedding", column)
 
 
-def reject_row(source: str, key: str, uri: str, stage: str, reason: str) -> dict[str, Any]:
-    return {"source": source, "key": key, "uri": uri, "stage": stage, "reason": reason}
+Stage = Literal["read", "decode", "embed"]
+
+
+@dataclass(frozen=True)
+class Reject:
+    """An image that cannot be used. stage: where that was found."""
+
+    source: str
+    key: str
+    uri: str
+    stage: Stage
+    reason: str
+
+
+def reject_table(rejects: list[Reject]) -> pa.Table:
+    return pa.Table.from_pylist([vars(one) for one in rejects], REJECT_SCHEMA)
 
 
 def write_arrow(uri: str, table: pa.Table) -> int:
@@ -80,11 +95,11 @@ def with_note(table: pa.Table, **note: Any) -> pa.Table:
     return table.replace_schema_metadata({b"curate": json.dumps(note).encode()})
 
 
-def read_note(uri: str) -> dict[str, Any]:
+def read_note(uri: str) -> Document:
     """What `with_note` left in a file, from its last few KB. Raises CurateError."""
     try:
         with storage.open_seekable(uri, block_bytes=1 << 16) as file:
-            note: dict[str, Any] = json.loads(pa.ipc.open_file(file).schema.metadata[b"curate"])
+            note: Document = json.loads(pa.ipc.open_file(file).schema.metadata[b"curate"])
             return note
     except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
         raise not_of_this_run(uri, error) from error

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from curate.runfiles.accounts import Counts, SourceCounts
 from curate.runfiles.files import RunFiles
 from curate.settings import CoresetSettings
+from curate.storage import Document
 
 ROUNDS_SHOWN = 10
 
@@ -24,7 +24,7 @@ class Outcome:
     stopping_objective: float | None  # f(S_t) of the round under the threshold
     stopped_because: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Document:
         return {**vars(self), "coreset": self.coreset.model_dump(mode="json")}
 
 
@@ -79,7 +79,7 @@ class Summary:
     images_per_s: float | None = None  # of these
     pretrain: TrainingSummary | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Document:
         document = {
             "sources": self.sources.to_json(),
             **self.outcome.to_json(),
@@ -92,7 +92,7 @@ class Summary:
         return document
 
     @staticmethod
-    def from_json(document: dict[str, Any]) -> Summary:
+    def from_json(document: Document) -> Summary:
         """Raises KeyError, TypeError or ValueError for what `to_json` does not make."""
         rest = dict(document)
         own = {name: rest.pop(name) for name in Outcome.__dataclass_fields__}
@@ -141,7 +141,7 @@ def _row(name: str, row: SourceCounts, selected: str) -> str:
     return f"{name:<24}{row.seen:>12,}{row.embedded:>12,}{row.rejected:>12,}{selected:>12}"
 
 
-def evaluation_table(results: list[dict[str, Any]]) -> str:
+def evaluation_table(results: list[Document]) -> str:
     """Rows of evaluate/results.json as text, each figure in its unit."""
     width = max([30, *(len(row["metric"]) for row in results)]) + 2
     lines = [

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from curate import storage
 from curate.errors import CurateError, one_line
 from curate.settings import KINDS, ComparisonSettings, RunSettings, Settings
+from curate.storage import Document
 
 Root = TypeVar("Root", bound=Settings)
 
@@ -39,12 +40,12 @@ def load_comparison(path: str, overrides: list[str] | None = None) -> Comparison
     return _validated(ComparisonSettings, _read(path, overrides), path)
 
 
-def parse(document: dict[str, Any], origin: str) -> RunSettings:
+def parse(document: Document, origin: str) -> RunSettings:
     """Validate a document already read; `origin` is named in errors."""
     return _validated(RunSettings, document, origin)
 
 
-def _read(path: str, overrides: list[str] | None) -> dict[str, Any]:
+def _read(path: str, overrides: list[str] | None) -> Document:
     try:
         document = yaml.safe_load(storage.read_bytes(path).decode())
     except FileNotFoundError:
@@ -60,7 +61,7 @@ def _read(path: str, overrides: list[str] | None) -> dict[str, Any]:
     return {key: value for key, value in filled.items() if value is not None}
 
 
-def _apply(document: dict[str, Any], override: str) -> None:
+def _apply(document: Document, override: str) -> None:
     """`coreset.tau=0.9` into the document; list items go by number: `open.0.limit=100`."""
     key, separator, value = override.partition("=")
     if not separator or not all(key.split(".")):
@@ -101,7 +102,7 @@ def _interpolate(value: Any, key: str) -> Any:
     return re.sub(r"\$\{(\w+)\}", variable, value)
 
 
-def _validated(model: type[Root], document: dict[str, Any], origin: str) -> Root:
+def _validated(model: type[Root], document: Document, origin: str) -> Root:
     try:
         return model.model_validate(document)
     except ValidationError as error:
