@@ -12,7 +12,6 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.data import DataContext
 from ray.util.annotations import RayDeprecationWarning
 
 from curate.errors import CurateError, one_line
@@ -45,6 +44,8 @@ def connect(address: str | None = None, *, verbose: bool = False) -> None:
             raise CurateError(f"no Ray {where}: {one_line(error)}") from error
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(level)
+    from ray.data import DataContext  # with pandas, half of a worker's imports, which need neither
+
     context = DataContext.get_current()
     context.enable_progress_bars = verbose
     # A pool of actors that holds every CPU can starve what feeds it; half an hour is too long a
