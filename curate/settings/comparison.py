@@ -10,6 +10,7 @@ from curate.settings.base import Budget, Settings, SourceName
 from curate.settings.evaluation import EvaluateSettings
 from curate.settings.run import CommonSettings
 from curate.settings.sources import TargetSource
+from curate.settings.training import PretrainSettings
 
 ArmKind = Literal[
     "x", "os", "x+os", "random", "simcore-k1", "simcore", "simcore-stop", "oracle", "untrained"
@@ -82,10 +83,9 @@ class ComparisonSettings(CommonSettings):
                 "epochs of the arms differ in length; set pretrain.optimizer.warmup_steps"
             ),
         }
-        given: set[str] = set()
-        if self.pretrain is not None:
-            given |= self.pretrain.model_fields_set
-            given |= {f"optimizer.{key}" for key in self.pretrain.optimizer.model_fields_set}
+        training = self.pretrain or PretrainSettings()
+        optimizer = {f"optimizer.{key}" for key in training.optimizer.model_fields_set}
+        given = training.model_fields_set | optimizer
         for key, why in instead.items():
             if key in given:
                 raise ValueError(f"pretrain.{key}: {why}")

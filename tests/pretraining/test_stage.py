@@ -305,11 +305,10 @@ def test_what_cannot_be_is_told_at_once(tmp_path, ray_session, change, message) 
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_a_rate_too_high_is_told(tmp_path, ray_session) -> None:
     document = document_of(tmp_path, optimizer={"learning_rate": 1e30})
-    with pytest.raises(
-        CurateError, match=r"pretrain\.optimizer\.learning_rate=1e\+30: the loss is"
-    ):
+    with pytest.raises(CurateError, match=r"pretrain\.optimizer\.learning_rate=1e\+30: the loss"):
         pretrain(parsed(document))
 
 
