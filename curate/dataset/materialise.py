@@ -87,7 +87,10 @@ def _materialise(
     pieces = list(listed())
     named: dict[str, SourceSettings] = {source.name: source for source in settings.open}
     copied: list[_Copied] = results(
-        [_copy.remote(piece, named, folder, number) for number, piece in enumerate(pieces)]
+        [
+            _copy.remote(piece, named, folder, number, settings.images.max_bytes)
+            for number, piece in enumerate(pieces)
+        ]
     )
     rejects = [row for one in copied for row in one.rejects]
     if rejects:
@@ -176,7 +179,9 @@ def _manifest_rows(settings: RunSettings, name: str) -> list[dict[str, Any]]:
 
 
 @ray.remote
-def _copy(piece: _Piece, sources: dict[str, SourceSettings], folder: str, number: int) -> _Copied:
+def _copy(
+    piece: _Piece, sources: dict[str, SourceSettings], folder: str, number: int, max_bytes: int
+) -> _Copied:
     parts: list[tuple[str, int, str]] = []
     rejects: list[dict[str, Any]] = []
     waiting: list[dict[str, Any]] = []
@@ -191,7 +196,7 @@ def _copy(piece: _Piece, sources: dict[str, SourceSettings], folder: str, number
         parts.append((name, len(waiting), digest))
         waiting, waiting_bytes = [], 0
 
-    for source, item in _items(piece, sources):
+    for source, item in _items(piece, sources, max_bytes):
         if item.data is None:
             reason = item.error or "no bytes"
             rejects.append(shards.reject_row(source, item.key, item.uri, "read", reason))
@@ -214,10 +219,13 @@ def _copy(piece: _Piece, sources: dict[str, SourceSettings], folder: str, number
     return _Copied(parts, rejects)
 
 
-def _items(piece: _Piece, sources: dict[str, SourceSettings]) -> Iterable[tuple[str, Item]]:
+def _items(
+    piece: _Piece, sources: dict[str, SourceSettings], max_bytes: int
+) -> Iterable[tuple[str, Item]]:
     if piece.unit is not None and piece.source is not None:
-        for item in read_unit(piece.source, piece.unit):
+        for item in read_unit(piece.source, piece.unit, max_bytes):
             yield piece.source.name, item
         return
-    for row, item in zip(piece.rows, read_located(list(piece.rows), sources), strict=True):
+    items = read_located(list(piece.rows), sources, max_bytes)
+    for row, item in zip(piece.rows, items, strict=True):
         yield row["source"], item

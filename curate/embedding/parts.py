@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from curate.images import Preprocessing, Refused, decode, resize_crop
+from curate.images import EncodedImage, Preprocessing, Refused, resize_crop
 from curate.runfiles import plan as plans
 from curate.runfiles import shards
 from curate.runfiles.plan import PlannedUnit
@@ -35,7 +35,8 @@ def read_parts(
     capacity = max(1, PART_BYTES // (side * side * 3))
     for planned in plans.from_table(batch):
         part = _Part(planned, output, 0, capacity, side)
-        for item in read_unit(sources[planned.set, planned.source], planned.unit):
+        source = sources[planned.set, planned.source]
+        for item in read_unit(source, planned.unit, images.max_bytes):
             if part.full:
                 yield part.to_table(last=False)
                 part = _Part(planned, output, part.number + 1, capacity, side)
@@ -51,14 +52,13 @@ def _decode_into(
         return
     resized_px = round(preprocessing.image_px / preprocessing.crop_fraction)
     try:
-        decoded = decode(
-            item.data, min_px=images.min_px, max_pixels=images.max_pixels, target_px=resized_px
-        )
+        image = EncodedImage(item.data, images)
+        rgb = image.decode(resized_px)
     except Refused as reason:
         part.reject(item, "decode", str(reason))
         return
-    pixels = resize_crop(decoded.rgb, preprocessing.image_px, preprocessing.crop_fraction)
-    part.add(item, decoded.width, decoded.height, pixels)
+    pixels = resize_crop(rgb, preprocessing.image_px, preprocessing.crop_fraction)
+    part.add(item, image.width, image.height, pixels)
 
 
 class _Part:
