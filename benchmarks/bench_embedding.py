@@ -32,9 +32,9 @@ from curate import cluster
 from curate.embedding import encoders
 from curate.embedding.encoders import Embedder
 from curate.embedding.stage import embed
-from curate.images import decode, resize_crop
+from curate.images import EncodedImage, resize_crop
 from curate.runfiles.run import Run
-from curate.settings import RunSettings
+from curate.settings import ImageSettings, RunSettings
 from curate.settings import load as config
 
 IMAGE_PX = 224
@@ -51,10 +51,8 @@ class Photographs(Dataset):
 
     def __getitem__(self, i: int) -> NDArray[np.uint8]:
         resized_px = round(IMAGE_PX / CROP_FRACTION)
-        image = decode(
-            self.paths[i].read_bytes(), min_px=8, max_pixels=100_000_000, target_px=resized_px
-        )
-        return resize_crop(image.rgb, IMAGE_PX, CROP_FRACTION)
+        image = EncodedImage(self.paths[i].read_bytes(), ImageSettings())
+        return resize_crop(image.decode(resized_px), IMAGE_PX, CROP_FRACTION)
 
 
 def collate(images: list[NDArray[np.uint8]]) -> torch.Tensor:

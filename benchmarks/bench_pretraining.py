@@ -42,7 +42,7 @@ from curate.dataset.augment import Augment
 from curate.dataset.crops import CropDataset, Crops, loader
 from curate.dataset.training_set import SCHEMA, Index, TrainingSet
 from curate.dataset.views import crop, draw_box
-from curate.images import decode
+from curate.images import EncodedImage
 from curate.methods import Batch
 from curate.pretraining.order import places_of
 from curate.pretraining.plan import TrainingPlan, make_plan
@@ -205,7 +205,7 @@ def on_gpu(options: argparse.Namespace, scratch: str) -> int:
     rows = [
         {"source": "target", "key": item.key, "image": item.data}
         for unit in plan_source(settings.target, 1000)
-        for item in read_unit(settings.target, unit)
+        for item in read_unit(settings.target, unit, settings.images.max_bytes)
     ]
     shards.write_arrow(f"{scratch}/data/part.arrow", pa.Table.from_pylist(rows, SCHEMA))
     Index({}, [("part.arrow", len(rows))], len(rows), 0, 0, "").write(f"{scratch}/data")
@@ -277,8 +277,7 @@ def decode_or_crop(dataset: CropDataset, processes: int) -> dict[str, float]:
 
     def decode_all() -> None:
         pictures[:] = [
-            decode(dataset.images.image(place), min_px=8, max_pixels=1 << 27).rgb
-            for place in places
+            EncodedImage(dataset.images.image(place), dataset.limits).decode() for place in places
         ]
 
     def crop_all() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from simplejpeg import decode_jpeg
 
 from curate.errors import one_line
+from curate.settings import ImageSettings
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
@@ -27,6 +30,10 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# A JPEG's marker may have any number of FF before it; FF 00 is none
+MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
+START_OF_SCAN = b"\xda"
+WITHOUT_LENGTH = {b"\x01", *(bytes([code]) for code in range(0xD0, 0xDA))}  # TEM, RST, SOI, EOI
 SIDEWAYS = {UPRIGHT[5], UPRIGHT[6], UPRIGHT[7], UPRIGHT[8]}  # width becomes height
 
 
@@ -44,43 +51,72 @@ class Refused(Exception):
     """Why an image cannot be used: one short line."""
 
 
-def decode(
-    data: bytes,
-    *,
-    min_px: int,
-    max_pixels: int,
-    target_px: int | Callable[[int, int], int] | None = None,
-) -> Decoded:
-    """Decode one image; of an animation, its first picture.
+class EncodedImage:
+    """One image by its header, found to be within the limits; of an animation, its first picture.
 
-    target_px: where set, a JPEG may be decoded at a fraction of its size (libjpeg's scaled DCT),
-    as long as the shorter side stays at least twice this: resizing from there costs no quality
-    that anyone can see, and a third of the time. A function gives it for an image's width and
-    height as it stands upright, and is called once.
-
-    Raises Refused for bytes that are empty, truncated or no image; an image whose shorter side is
-    under min_px, or whose width × height is over max_pixels (before its pixels are allocated).
+    width, height: as the file states them, px.
     """
-    if not data:
-        raise Refused("empty")
-    size = _webp_size(data)
-    if size:
-        _check_size(*size, min_px, max_pixels)
+
+    def __init__(self, data: bytes, limits: ImageSettings) -> None:
+        """Raises Refused for bytes that are empty or no image; an image whose shorter side is under
+        limits.min_px, or whose width × height is over limits.max_pixels (before its pixels are
+        allocated)."""
+        if not data:
+            raise Refused("empty")
+        size = _webp_size(data)
+        if size:
+            _check_size(*size, limits)
+        self._data = without_stray_bytes(data)
+        with _refusing():
+            self._image = Image.open(io.BytesIO(self._data), formats=FORMATS)
+        self.width, self.height = self._image.size
+        self._is_jpeg = self._image.format in ("JPEG", "MPO")
+        _check_size(self.width, self.height, limits)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the picture as it stands upright, px.
+
+        Of others than JPEGs it takes their pixels: what turns them may stand behind those. Raises
+        Refused where they are damaged.
+        """
+        if not self._is_jpeg:
+            return self._whole.size
+        with _refusing():
+            sideways = _turn(self._image) in SIDEWAYS
+        return (self.height, self.width) if sideways else (self.width, self.height)
+
+    def decode(self, target_px: int | None = None) -> Image.Image:
+        """The upright picture, RGB.
+
+        target_px: where set, a JPEG may be decoded at a fraction of its size (libjpeg's scaled
+        DCT), as long as the shorter side stays at least twice this: resizing from there costs no
+        quality that anyone can see, and a third of the time.
+
+        Raises Refused for an image that is truncated or damaged.
+        """
+        with _refusing():
+            return _rgb(self._upright(target_px) if self._is_jpeg else self._whole)
+
+    @cached_property
+    def _whole(self) -> Image.Image:
+        """Of others than JPEGs, which come in one size."""
+        with _refusing():
+            return self._upright(None)
+
+    def _upright(self, target_px: int | None) -> Image.Image:
+        pixels = _pixels(self._data, self._image, target_px)
+        turn = _turn(self._image)  # asked of a TIFF before its pixels, it would be forgotten
+        return pixels if turn is None else pixels.transpose(turn)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turns whatever Pillow and libjpeg raise into Refused."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of what is decided here
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = image.size
-            _check_size(width, height, min_px, max_pixels)
-            if callable(target_px) and image.format in ("JPEG", "MPO"):
-                sideways = _turn(image) in SIDEWAYS
-                target_px = target_px(*((height, width) if sideways else (width, height)))
-            pixels = _pixels(data, image, None if callable(target_px) else target_px)
-            turn = _turn(image)  # asked of a TIFF before its pixels, it would be forgotten
-            upright = pixels if turn is None else pixels.transpose(turn)
-            if callable(target_px):  # others than JPEGs come in one size
-                target_px(*upright.size)
-            return Decoded(_rgb(upright), width, height)
+            yield
     except Refused:
         raise
     except Image.DecompressionBombError as error:
@@ -91,15 +127,6 @@ def decode(
         # Without the counts in brackets, so that reasons can be counted
         reason = re.sub(r" \(.*\)", "", one_line(error, 200))
         raise Refused(f"damaged: {reason}") from error
-
-
-class Decoded:
-    """rgb: a Pillow image of mode RGB, upright; width and height as the file states them, px."""
-
-    __slots__ = ("height", "rgb", "width")
-
-    def __init__(self, rgb: Image.Image, width: int, height: int) -> None:
-        self.rgb, self.width, self.height = rgb, width, height
 
 
 def resize_crop(image: Image.Image, image_px: int, crop_fraction: float) -> NDArray[np.uint8]:
@@ -118,11 +145,37 @@ def resize_crop(image: Image.Image, image_px: int, crop_fraction: float) -> NDAr
     return np.asarray(crop)
 
 
-def _check_size(width: int, height: int, min_px: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise Refused(f"{width}×{height} is over max_pixels {max_pixels}")
-    if min(width, height) < min_px:
-        raise Refused(f"{width}×{height} is under min_px {min_px}")
+def _check_size(width: int, height: int, limits: ImageSettings) -> None:
+    if width * height > limits.max_pixels:
+        raise Refused(f"{width}×{height} is over max_pixels {limits.max_pixels}")
+    if min(width, height) < limits.min_px:
+        raise Refused(f"{width}×{height} is under min_px {limits.min_px}")
+
+
+def without_stray_bytes(data: bytes) -> bytes:
+    """A JPEG without what lies between its segments, up to its first scan; anything else as it is.
+
+    libjpeg steps over such bytes, and says so in a warning, of which damage to the picture is
+    another. Which bytes these are is libjpeg's own rule (jdmarker.c, next_marker).
+    """
+    if not data.startswith(b"\xff\xd8"):
+        return data
+    kept, place = [data[:2]], 2
+    while marker := MARKER.search(data, place):
+        if marker[1] == START_OF_SCAN:
+            kept.append(data[marker.start() :])
+            break
+        place = marker.end()
+        if marker[1] not in WITHOUT_LENGTH:
+            length = int.from_bytes(data[place : place + 2], "big")
+            if length < 2:
+                return data  # damaged, which libjpeg says
+            place += length
+        kept.append(data[marker.start() : place])
+    else:
+        return data  # no scan, no picture
+    clean = b"".join(kept)
+    return clean if len(clean) < len(data) else data
 
 
 def _pixels(data: bytes, image: Image.Image, target_px: int | None) -> Image.Image:

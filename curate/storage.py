@@ -1,5 +1,7 @@
 """Files on any fsspec filesystem: a bare path is local, everything else names its protocol.
 
+A URI is always UTF-8; names of local files that are not are escaped in it (`curate.names`).
+
 Every file that a run writes is whole or absent: locally a temporary name and a rename, on object
 stores one PUT.
 """
@@ -10,9 +12,11 @@ import glob
 import json
 import os
 import posixpath
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
@@ -23,6 +27,7 @@ import pyarrow as pa
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from curate import names
 from curate.errors import CurateError, one_line
 
 T = TypeVar("T")
@@ -31,12 +36,26 @@ Document = dict[str, Any]  # of JSON or YAML
 
 REMOTE_TRIES = 3
 RETRY_PAUSE_S = 0.3
+CHECKED_AT_ONCE = 32  # names that a pattern's braces stand for
+STREAMED_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class FileInfo:
     uri: str
     size: int
+
+
+@dataclass(frozen=True, order=True)
+class FileBelow(FileInfo):
+    """A file of a tree."""
+
+    path: str  # below the root
+    regular: bool = True  # no pipe, socket or device; unknown of a link that leads nowhere
+
+
+class UnfitFile(Exception):
+    """Why a file is not even read: one short line."""
 
 
 # Of an HTTP server: seconds to connect, and seconds without a byte. aiohttp's own limit is five
@@ -46,10 +65,14 @@ HTTP_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=30)
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem of a URI and the path inside it."""
+    if "://" not in uri:  # no chain for fsspec, though a name may have :: in it
+        local = LocalFileSystem()
+        return local, names.unescaped(local._strip_protocol(uri))
     try:
         if uri.startswith(("http://", "https://")):
             return url_to_fs(uri, client_kwargs={"timeout": HTTP_TIMEOUT})
-        return url_to_fs(uri)
+        fs, path = url_to_fs(uri)
+        return fs, names.unescaped(path) if isinstance(fs, LocalFileSystem) else path
     except (ValueError, ImportError) as error:
         raise CurateError(f"{uri}: {one_line(error)}") from error
 
@@ -65,51 +88,92 @@ def join(base: str, *parts: str) -> str:
 def _named_like(uri: str, path: str) -> str:
     """A path that a filesystem returned, in the form in which the user wrote `uri`."""
     if is_local(uri):
-        return path
+        return names.escaped(path)
     protocol = uri.split("://", 1)[0]
     return path if "://" in path else f"{protocol}://{path}"
 
 
-def find(root: str) -> list[FileInfo]:
-    """Every file below a folder, sorted by path.
+def find(root: str) -> list[FileBelow]:
+    """Every file below a folder, sorted by URI. Links are followed.
 
     Raises FileNotFoundError where there is no such folder.
     """
     fs, path = filesystem(root)
     if not fs.isdir(path):
         raise FileNotFoundError(root)
-    found = fs.find(path, detail=True)
-    return [
-        FileInfo(_named_like(root, name), int(info.get("size") or 0))
-        for name, info in sorted(found.items())
-    ]
+    if isinstance(fs, LocalFileSystem):
+        found = _walk(path)
+    else:
+        listed = fs.find(path, detail=True).items()
+        found = ((name, int(info.get("size") or 0), True) for name, info in listed)
+    above = _named_like(root, path.rstrip("/") + "/")
+    named = ((_named_like(root, name), size, regular) for name, size, regular in found)
+    return sorted(FileBelow(uri, size, uri.removeprefix(above), ok) for uri, size, ok in named)
+
+
+def _walk(root: str) -> Iterator[tuple[str, int, bool]]:
+    """(path, bytes, whether it is a regular file). A folder that a link leads back to from below is
+    not entered again."""
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(root, frozenset())]
+    while waiting:
+        folder, above = waiting.pop()
+        about = os.stat(folder)
+        if (about.st_dev, about.st_ino) in above:
+            continue
+        above |= {(about.st_dev, about.st_ino)}
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                try:
+                    about = entry.stat()
+                except OSError:  # a link that leads nowhere: reading it says so
+                    yield entry.path, 0, True
+                    continue
+                if stat.S_ISDIR(about.st_mode):
+                    waiting.append((entry.path, above))
+                else:
+                    yield entry.path, about.st_size, stat.S_ISREG(about.st_mode)
 
 
 def expand(patterns: list[str]) -> list[FileInfo]:
-    """Files matching any of the glob patterns, sorted by URI, each once.
+    """Files matching any of the patterns, each once: sorted by URI, or, where braces are among
+    the patterns, in the order of what is written.
 
-    A name that exists as it is written is taken as it is, even with `[` or `*` in it.
+    A name that exists as it is written is taken as it is, even with `[`, `*` or `{` in it.
 
-    Raises CurateError for a pattern that matches nothing.
+    Raises CurateError for a pattern, or one of the names that its braces stand for, that matches
+    nothing.
     """
-    found: dict[str, FileInfo] = {}
+    written: list[str] = []
     for pattern in patterns:
-        fs, path = filesystem(pattern)
-        if fs.isfile(path):
-            matches = {path: fs.info(path)}
-        elif glob.has_magic(path):
-            matches = fs.glob(path, detail=True)
-        else:
-            matches = {}
-        matches = {name: info for name, info in matches.items() if info["type"] != "directory"}
-        if not matches and fs.isdir(path):
-            raise CurateError(f"{pattern}: a folder; name its files, as in {join(pattern, '*')}")
-        if not matches:
-            raise CurateError(f"{pattern}: matches no file; check the path")
-        for name, info in matches.items():
-            uri = _named_like(pattern, name)
-            found[uri] = FileInfo(uri, int(info.get("size") or 0))
-    return [found[uri] for uri in sorted(found)]
+        braces = "{" in pattern and not exists(pattern)
+        written += names.expanded(pattern) if braces else [pattern]
+    with ThreadPoolExecutor(CHECKED_AT_ONCE) as pool:
+        matches = list(pool.map(_matches, written))
+    found = {file.uri: file for files in matches for file in files}
+    return list(found.values()) if written != patterns else sorted(found.values())
+
+
+def _matches(pattern: str) -> list[FileInfo]:
+    """Files matching a pattern without braces, sorted by URI."""
+    fs, path = filesystem(pattern)
+    if fs.isfile(path):
+        matches = {path: fs.info(path)}
+    else:
+        matches = fs.glob(path, detail=True) if glob.has_magic(path) else {}
+    local = isinstance(fs, LocalFileSystem)
+    files = []
+    for name, info in matches.items():
+        uri = _named_like(pattern, name)
+        if os.path.isdir(name) if local else info["type"] == "directory":
+            continue
+        if local and os.path.exists(name) and not os.path.isfile(name):
+            raise CurateError(f"{uri}: not a regular file; narrow the pattern")
+        files.append(FileInfo(uri, int(info.get("size") or 0)))
+    if not files and fs.isdir(path):
+        raise CurateError(f"{pattern}: a folder; name its files, as in {join(pattern, '*')}")
+    if not files:
+        raise CurateError(f"{pattern}: matches no file; check the path")
+    return sorted(files)
 
 
 def exists(uri: str) -> bool:
@@ -147,18 +211,71 @@ def read_bytes(uri: str) -> bytes:
     return bytes(fs.cat_file(path))
 
 
+def read_file(uri: str, max_bytes: int) -> bytes:
+    """A file of which nobody knows what it is; max_bytes + 1 bytes of it are read at most.
+
+    Raises UnfitFile for a larger one, and for a pipe or a device, which might never end.
+    """
+    fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        size = _size_of_regular(path)
+        if size > max_bytes:
+            raise UnfitFile(too_large(size, max_bytes))
+    if uri.startswith(("http://", "https://")):
+        data = _stream(fs, path, max_bytes + 1)
+    else:
+        data = _first_bytes(fs, path, max_bytes + 1)
+    if len(data) > max_bytes:
+        raise UnfitFile(f"more than {max_bytes:,} bytes is over max_bytes {max_bytes}")
+    return data
+
+
+def too_large(size: int, max_bytes: int) -> str:
+    return f"{size:,} bytes is over max_bytes {max_bytes}"
+
+
+def _size_of_regular(path: str) -> int:
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
+        raise UnfitFile("not a regular file")
+    return about.st_size
+
+
+def _first_bytes(fs: fsspec.AbstractFileSystem, path: str, size: int) -> bytes:
+    try:
+        return bytes(fs.cat_file(path, start=0, end=size))
+    except FileNotFoundError:
+        raise
+    except Exception:  # as object stores say that nothing has no first byte
+        if fs.info(path)["size"] == 0:
+            return b""
+        raise
+
+
+def _stream(fs: fsspec.AbstractFileSystem, path: str, size: int) -> bytes:
+    """The first bytes from a server that may know no ranges."""
+    data = bytearray()
+    # Of a size that is given and blocks of none, fsspec makes one request, and a stream
+    with fs.open(path, "rb", block_size=0, size=1) as stream:
+        while len(data) < size and (piece := stream.read(min(STREAMED_BYTES, size - len(data)))):
+            data += piece
+    return bytes(data)
+
+
 def read_range(uri: str, offset: int, size: int) -> bytes:
     fs, path = filesystem(uri)
+    if isinstance(fs, LocalFileSystem):
+        _size_of_regular(path)
     return bytes(fs.cat_file(path, start=offset, end=offset + size))
 
 
 def with_retries(uri: str, read: Callable[[], T]) -> T:
-    """What `read` returns; networks get a second chance, and a file that is not there does not."""
+    """What `read` returns; networks get a second chance, but no file that is missing or unfit."""
     tries = 1 if is_local(uri) else REMOTE_TRIES
     for attempt in range(1, tries):
         try:
             return read()
-        except FileNotFoundError:
+        except (FileNotFoundError, UnfitFile):
             raise
         except Exception:  # each filesystem has exceptions of its own
             time.sleep(attempt * RETRY_PAUSE_S)

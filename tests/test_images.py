@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import random
 import resource
 import subprocess
@@ -11,22 +12,28 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from curate.images import Refused, decode, resize_crop
+from curate.images import EncodedImage, Refused, resize_crop, without_stray_bytes
+from curate.settings import ImageSettings
 from tests.imagery import bombs, encode, every_format, picture
 
 FORMATS = sorted(every_format())
-LIMITS = {"min_px": 8, "max_pixels": 100_000_000}
 
 
-def pixels_of(data: bytes, **options: int) -> np.ndarray:
-    return np.asarray(decode(data, **(LIMITS | options)).rgb)
+def decode(data: bytes, target_px: int | None = None, **limits: int) -> Image.Image:
+    return EncodedImage(data, ImageSettings(**limits)).decode(target_px)
 
 
-def refusal_of(data: bytes, **options: int) -> str:
+def pixels_of(data: bytes, **options: int | None) -> np.ndarray:
+    return np.asarray(decode(data, **options))
+
+
+def refusal_of(data: bytes, **options: int | None) -> str:
     with pytest.raises(Refused) as refused:
-        decode(data, **(LIMITS | options))
+        decode(data, **options)
     reason = str(refused.value)
     assert reason and "\n" not in reason and len(reason) < 250
     return reason
@@ -37,11 +44,12 @@ def refusal_of(data: bytes, **options: int) -> str:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_shows_the_picture(name: str) -> None:
-    decoded = decode(every_format()[name], **LIMITS)
-    assert (decoded.rgb.mode, decoded.rgb.size) == ("RGB", (48, 32))
-    assert (decoded.width, decoded.height) == (48, 32)
+    image = EncodedImage(every_format()[name], ImageSettings())
+    rgb = image.decode()
+    assert (rgb.mode, rgb.size) == ("RGB", (48, 32))
+    assert (image.width, image.height) == image.size == (48, 32)
     expected = np.asarray(picture(), np.float64)
-    got = np.asarray(decoded.rgb, np.float64)
+    got = np.asarray(rgb, np.float64)
     if "grey" in name or "1bit" in name:
         expected = np.asarray(picture().convert("L").convert("RGB"), np.float64)
     if "alpha" in name:  # the gradient lets white through at the top
@@ -187,16 +195,89 @@ def test_progressive_jpeg_cut_and_closed_with_an_end_marker() -> None:
             assert np.abs(pixels_of(closed) - whole).mean() < 4
 
 
-def test_grey_corners_are_no_damage() -> None:
-    """What looks like the filling of a JPEG that ended early, and is in the picture."""
+@pytest.mark.parametrize("target_px", [None, 20])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 3}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_grey_corners_are_no_damage(mode: str, options: dict, target_px: int | None) -> None:
+    """What looks like the filling of a JPEG that ended early, and is in the picture: it is shown,
+    and so is all around it."""
     image = picture(200, 160)
     image.paste((128, 128, 128), (100, 60, 200, 160))
-    for mode in ("RGB", "L", "CMYK"):
-        for options in ({}, {"progressive": True}, {"restart_marker_blocks": 3}):
-            data = encode(image.convert(mode), "JPEG", **options)
-            for target_px in (None, 20):
-                decode(data, **LIMITS, target_px=target_px)
-    decode(encode(Image.new("RGB", (64, 64), (128, 128, 128)), "JPEG"), **LIMITS)
+    for drawn in (image, Image.new("RGB", (64, 64), (128, 128, 128))):
+        got = decode(encode(drawn.convert(mode), "JPEG", **options), target_px)
+        expected = drawn.convert(mode).convert("RGB").resize(got.size, Image.Resampling.BOX)
+        difference = np.abs(np.asarray(got, int) - np.asarray(expected))
+        assert difference.mean() < 4
+        # Inside the grey, away from its edges
+        assert difference[got.height * 5 // 8 :, got.width * 5 // 8 :].max() <= 2
+
+
+# Where segments of a JPEG begin, up to its first scan: SOI is 2 bytes, and then each has its length
+def segments(data: bytes) -> list[int]:
+    starts, place = [], 2
+    while data[place + 1] != 0xDA:
+        starts.append(place)
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return [*starts, place]
+
+
+STRAYS = [b"\0", b"\0\0\0\0", b"stray bytes", b"\xff\0", b"\x12\xff\xff\xff\0\x34", bytes(70_000)]
+
+
+@pytest.mark.parametrize("target_px", [None, 20])
+@pytest.mark.parametrize("name", [name for name in FORMATS if name.startswith("jpeg")])
+def test_stray_bytes_between_the_segments_of_a_jpeg(name: str, target_px: int | None) -> None:
+    """libjpeg steps over them with a warning, and the picture is whole."""
+    data = every_format(120, 90)[name]
+    whole = pixels_of(data, target_px=target_px)
+    places = segments(data)
+    assert len(places) > 3
+    for place in places:
+        for stray in STRAYS:
+            spoilt = data[:place] + stray + data[place:]
+            assert (pixels_of(spoilt, target_px=target_px) == whole).all()
+    everywhere = b"ab".join(data[a:b] for a, b in itertools.pairwise([0, *places, len(data)]))
+    assert (pixels_of(everywhere, target_px=target_px) == whole).all()
+
+
+@pytest.mark.parametrize("stray", STRAYS[:4])
+def test_stray_bytes_save_no_damaged_jpeg(stray: bytes) -> None:
+    """What libjpeg warns of further on is as much damage as without them."""
+    data = every_format(120, 90)["jpeg"]
+    place = segments(data)[2]
+    spoilt = data[:place] + stray + data[place:]
+    assert "damaged" in refusal_of(spoilt[:-200])
+    assert "damaged" in refusal_of(spoilt[:-200] + b"\xff\xd9")
+    inside = bytearray(spoilt)
+    inside[-300:-280] = b"\xff\xd9" * 10
+    assert "damaged" in refusal_of(bytes(inside))
+
+
+def test_a_jpeg_without_stray_bytes_is_left_alone() -> None:
+    for name in FORMATS:
+        data = every_format()[name]
+        assert without_stray_bytes(data) is data, name
+        for cut in range(0, len(data), 7):
+            assert without_stray_bytes(data[:cut]) == data[:cut]
+
+
+@given(st.data())
+@settings(max_examples=400, deadline=None)
+def test_mutated_jpegs_are_refused_or_decoded_and_nothing_else(data: st.DataObject) -> None:
+    kinds = [name for name in FORMATS if name.startswith("jpeg")]
+    image = bytearray(every_format()[data.draw(st.sampled_from(kinds))])
+    header = segments(bytes(image))[-1] + 20
+    for _ in range(data.draw(st.integers(1, 4))):
+        end = data.draw(st.sampled_from([min(header, len(image)), len(image)]))
+        start = data.draw(st.integers(0, end))
+        length = data.draw(st.integers(0, 40))
+        image[start : start + length] = data.draw(st.binary(max_size=40))
+    try:
+        opened = EncodedImage(bytes(image), ImageSettings())
+        size, rgb = opened.size, opened.decode(data.draw(st.sampled_from([None, 8])))
+        assert rgb.mode == "RGB" and min(size) >= 8
+    except Refused as reason:
+        assert str(reason) and "\n" not in str(reason)
 
 
 def test_png_checksums() -> None:
@@ -221,8 +302,7 @@ def test_flipped_bits_are_refused_or_decoded_and_nothing_else(name: str) -> None
         for _ in range(rng.choice([1, 1, 2, 8])):
             damaged[rng.randrange(min(span, len(data)))] ^= 1 << rng.randrange(8)
         try:
-            decoded = decode(bytes(damaged), **LIMITS, target_px=rng.choice([None, 8]))
-            assert decoded.rgb.mode == "RGB"
+            assert decode(bytes(damaged), rng.choice([None, 8])).mode == "RGB"
         except Refused as reason:
             assert "\n" not in str(reason)
             refused += 1
@@ -282,14 +362,15 @@ def test_bombs_in_a_process_that_has_no_memory_for_them() -> None:
     """The same with the address space limited, where an allocation of that size fails."""
     script = """
 import resource
-from curate.images import Refused, decode
+from curate.images import EncodedImage, Refused
+from curate.settings import ImageSettings
 from tests.imagery import bombs
 files = bombs()
 size = int(open("/proc/self/statm").read().split()[0]) * 4096
 resource.setrlimit(resource.RLIMIT_AS, (size + (200 << 20),) * 2)
 for name, data in files.items():
     try:
-        decode(data, min_px=8, max_pixels=100_000_000)
+        EncodedImage(data, ImageSettings()).decode()
     except Refused as reason:
         assert "max_pixels" in str(reason) or "bomb" in str(reason), (name, reason)
     else:
@@ -306,12 +387,12 @@ for name, data in files.items():
 @pytest.mark.parametrize("target_px", [16, 50, 64, 100, 128, 160, 224, 256])
 @pytest.mark.parametrize(("width", "height"), [(1023, 769), (512, 513), (300, 900)])
 def test_draft_keeps_twice_the_target(target_px: int, width: int, height: int) -> None:
-    data = encode(picture(width, height), "JPEG")
-    decoded = decode(data, **LIMITS, target_px=target_px)
-    assert (decoded.width, decoded.height) == (width, height)
-    assert min(decoded.rgb.size) >= min(2 * target_px, width, height)
+    image = EncodedImage(encode(picture(width, height), "JPEG"), ImageSettings())
+    rgb = image.decode(target_px)
+    assert (image.width, image.height) == (width, height)
+    assert min(rgb.size) >= min(2 * target_px, width, height)
     if min(width, height) >= 4 * target_px:
-        assert decoded.rgb.width < width, "and is smaller where that is possible"
+        assert rgb.width < width, "and is smaller where that is possible"
 
 
 @pytest.mark.parametrize("crop_fraction", [1.0, 0.875, 0.9, 0.5])
@@ -338,7 +419,7 @@ def test_resize_crop_is_resize_then_crop(width: int, height: int, crop_fraction:
 
 def test_resize_crop_after_draft_is_close_to_without() -> None:
     data = encode(picture(1023, 769), "JPEG", quality=95)
-    shrunk = decode(data, **LIMITS, target_px=100).rgb
+    shrunk = decode(data, 100)
     assert shrunk.width < 1023
     with_draft = resize_crop(shrunk, 88, 0.875).astype(int)
     without = resize_crop(Image.open(io.BytesIO(data)), 88, 0.875).astype(int)
@@ -346,65 +427,59 @@ def test_resize_crop_after_draft_is_close_to_without() -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_target_px_by_the_size_of_the_image(name: str) -> None:
-    """Asked once, with width and height, of every format; the picture is the one that is decoded
-    for the same figure, and for others than JPEGs the whole one."""
-    asked: list[tuple[int, int]] = []
-
-    def target_px(width: int, height: int) -> int:
-        asked.append((width, height))
-        return 30
-
+def test_the_size_is_known_before_the_picture_is_decoded(name: str) -> None:
+    """Width and height of every format, whatever figure they lead to; of others than JPEGs, which
+    come in one size, the whole picture."""
     data = every_format(300, 200)[name]
-    decoded = decode(data, **LIMITS, target_px=target_px)
-    assert asked == [(300, 200)] == [(decoded.width, decoded.height)]
-    expected = decode(data, **LIMITS, target_px=30).rgb
-    assert (np.asarray(decoded.rgb) == np.asarray(expected)).all()
+    image = EncodedImage(data, ImageSettings())
+    assert image.size == (300, 200) == (image.width, image.height)
+    rgb = image.decode(30)
+    assert (np.asarray(rgb) == pixels_of(data, target_px=30)).all()
+    assert (np.asarray(image.decode(30)) == np.asarray(rgb)).all(), "as often as one likes"
     if "jpeg" in name and name not in ("tiff-jpeg", "jpeg-cmyk"):
-        assert 60 <= decoded.rgb.height < 200
+        assert 60 <= rgb.height < 200
     else:
-        assert decoded.rgb.size == (300, 200)
+        assert rgb.size == (300, 200)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_target_px_by_the_size_of_the_upright_image(kind: str, orientation: int) -> None:
+def test_the_size_is_that_of_the_upright_image(kind: str, orientation: int) -> None:
     """Orientations 5 to 8 lie on their side in the file; crops are drawn in what is seen."""
-    asked: list[tuple[int, int]] = []
-
-    def target_px(width: int, height: int) -> int:
-        asked.append((width, height))
-        return 20
-
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     data = encode(picture(320, 200), kind, exif=exif)
-    rgb = decode(data, **LIMITS, target_px=target_px).rgb
-    ((width, height),) = asked
+    image = EncodedImage(data, ImageSettings())
+    width, height = image.size
     assert (width, height) == ((200, 320) if orientation >= 5 else (320, 200))
+    if kind != "TIFF":  # which Pillow turns by itself
+        assert (image.width, image.height) == (320, 200), "as the file states them"
+    rgb = image.decode(20)
     assert rgb.width / rgb.height == pytest.approx(width / height)
 
 
-def test_target_px_is_not_asked_of_what_is_refused_by_its_size() -> None:
-    def target_px(width: int, height: int) -> int:
-        raise AssertionError("asked")
-
+def test_what_is_refused_by_its_size_is_refused_by_its_header() -> None:
+    """The bytes after the header are not even there."""
     for kind in ("JPEG", "PNG"):
+        data = encode(picture(7, 40), kind)
+        end = data.index({"JPEG": b"\xff\xda", "PNG": b"IDAT"}[kind])
         with pytest.raises(Refused, match="under min_px"):
-            decode(encode(picture(7, 40), kind), **LIMITS, target_px=target_px)
+            EncodedImage(data[: end + 40], ImageSettings())
 
 
-def test_target_px_of_damaged_images() -> None:
+def test_damaged_images_may_have_a_size() -> None:
     """It may have been asked by then; the image is refused still."""
     data = encode(picture(300, 200), "JPEG")
     for cut in (len(data) // 2, len(data) - 60):
+        image = EncodedImage(data[:cut], ImageSettings())
+        assert image.size == (300, 200)
         with pytest.raises(Refused, match="damaged"):
-            decode(data[:cut], **LIMITS, target_px=lambda width, height: 30)
+            image.decode(30)
 
 
 def _decodes(data: bytes, **options: int | None) -> bool:
     try:
-        decode(data, **(LIMITS | options))
+        decode(data, **options)
     except Refused:
         return False
     return True

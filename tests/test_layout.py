@@ -17,14 +17,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # The house, from the ground up: a package imports from itself and from earlier names alone
 ORDER = [
-    *("errors", "progress", "storage", "cluster", "settings", "images", "sources", "runfiles"),
+    *("errors", "names", "progress", "storage", "cluster", "settings", "images", "sources"),
+    "runfiles",
     *("embedding", "coreset", "methods", "dataset", "evaluate", "pretraining", "pipeline"),
     *("comparison", "report", "cli"),
 ]
 # No Ray and no files: arrays in, arrays out. A folder stands for all of its files.
 PURE = [
     *(f"coreset.{name}" for name in ("similarity", "candidates", "merge", "rounds", "centroids")),
-    *("coreset.whitening", "coreset.quality", "images", "settings.recipes", "methods"),
+    *("coreset.whitening", "coreset.quality", "images", "names", "settings.recipes", "methods"),
     *("dataset.views", "dataset.augment", "pretraining.order", "pretraining.optimise"),
     *("evaluate.knn", "evaluate.linear", "comparison.table"),
     *(f"report.{name}" for name in ("content", "galleries", "maps", "markup", "page")),

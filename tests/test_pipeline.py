@@ -143,6 +143,7 @@ def test_rerun_redoes_only_what_is_missing(document, finished) -> None:
         ({"encoder": {"backbone": "resnet18", "image_px": 48}}, "encoder.image_px was 32, is 48"),
         ({"encoder": {"backbone": "resnet18", "image_px": 32, "seed": 1}}, "encoder.weights was"),
         ({"images": {"min_px": 9}}, "images.min_px was 8, is 9"),
+        ({"images": {"max_bytes": 9}}, "images.max_bytes was 268435456, is 9"),
         ({"open": 0}, "open.list was set, is absent"),
     ],
 )

@@ -5,6 +5,10 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import threading
+import time
+
+import pytest
 
 from curate import progress
 from curate.progress import Progress
@@ -24,6 +28,28 @@ def test_one_line_every_so_often(monkeypatch, caplog) -> None:
         "embed: 10 of 10 units, 600 images, 5 images/s, 0 s left",
         "embed: 10 of 10 units, 600 images, 5 images/s, 0 s left",
     ]
+
+
+def test_lines_come_by_the_clock(monkeypatch, caplog) -> None:
+    """Though no unit is completed: what is awaited is said. The thread ends with the `with`."""
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.05)
+    monkeypatch.setattr(progress, "TICK_S", 0.01)
+    caplog.set_level(logging.INFO)
+    before = set(threading.enumerate())
+    until = time.monotonic() + 20
+    with pytest.raises(KeyError), Progress("embed", units=36, done_before=2) as work:
+        while len(caplog.records) < 2 and time.monotonic() < until:
+            time.sleep(0.005)
+        work.add(images=500)
+        while "500 images" not in caplog.text and time.monotonic() < until:
+            time.sleep(0.005)
+        raise KeyError
+    assert set(threading.enumerate()) == before
+    first, second, *_, last = [record.message for record in caplog.records]
+    waiting = "embed: 2 of 36 units, no image yet: waiting for the first workers to start"
+    assert first == second == waiting
+    assert last.startswith("embed: 2 of 36 units, 500 images, ")
+    assert last.endswith(" images/s, no unit yet")
 
 
 class Terminal(io.StringIO):

@@ -124,3 +124,44 @@ def test_unknown_protocols_are_named() -> None:
 )
 def test_join(base: str, parts: tuple[str, ...], expected: str) -> None:
     assert storage.join(base, *parts) == expected
+
+
+def test_braces_in_the_order_of_what_is_written(root: str) -> None:
+    for name in ("a-9.txt", "a-10.txt", "b-9.txt", "{a,b}-10.txt"):
+        storage.write_bytes(storage.join(root, name), b"")
+
+    def names(*patterns: str) -> list[str]:
+        found = storage.expand([storage.join(root, pattern) for pattern in patterns])
+        return [file.uri.rpartition("/")[2] for file in found]
+
+    assert names("a-{9..10}.txt") == ["a-9.txt", "a-10.txt"]
+    assert names("{b,a}-9.txt", "a-*.txt") == ["b-9.txt", "a-9.txt", "a-10.txt"], "each once"
+    assert names("{b,a}-*.txt") == ["b-9.txt", "a-10.txt", "a-9.txt"], "patterns, sorted"
+    assert names("{a,b}-10.txt") == ["{a,b}-10.txt"], "a name as it is written"
+    with pytest.raises(CurateError, match=r"/b-10\.txt: matches no file; check the path"):
+        names("{a,b}-{9..10}.txt")
+
+
+def test_patterns_match_no_pipes(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.tar")
+    (tmp_path / "b.tar").symlink_to("a.tar")
+    for name in ("a.tar", "b.tar"):
+        with pytest.raises(CurateError, match=rf"/{name}: not a regular file; narrow the pattern"):
+            storage.expand([str(tmp_path / f"{name[0]}*")])
+
+
+def test_files_up_to_a_size(root: str) -> None:
+    uri = storage.join(root, "file")
+    for data in (b"", b"0123456789"):
+        storage.write_bytes(uri, data)
+        assert storage.read_file(uri, 10) == data
+    with pytest.raises(storage.UnfitFile, match="is over max_bytes 9"):
+        storage.read_file(uri, 9)
+    with pytest.raises(FileNotFoundError):
+        storage.read_file(storage.join(root, "missing"), 9)
+
+
+def test_names_with_what_fsspec_takes_for_a_chain(tmp_path: Path) -> None:
+    (tmp_path / "a::b.txt").write_bytes(b"data")
+    (file,) = storage.find(str(tmp_path))
+    assert file.path == "a::b.txt" and storage.read_bytes(file.uri) == b"data"

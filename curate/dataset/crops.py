@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from curate.dataset.training_set import TrainingSet
 from curate.dataset.views import (
-    Box,
     Shape,
     crop,
     draw_box,
@@ -26,7 +25,7 @@ from curate.dataset.views import (
     scaled,
 )
 from curate.errors import CurateError
-from curate.images import Refused, decode
+from curate.images import EncodedImage, Refused
 from curate.settings import ImageSettings
 
 VIEWS = 1  # a stream of random numbers; 0 is that of the order
@@ -115,22 +114,13 @@ class CropDataset(Dataset[Crops]):
         )
 
     def _crops(self, data: bytes, rng: np.random.Generator) -> list[NDArray[np.uint8]]:
-        boxes: list[Box] = []
-        size = (0, 0)
-
-        def decoded_px(width: int, height: int) -> int:
-            """The crops are drawn when the size is known, and say how small it may be decoded."""
-            nonlocal boxes, size
-            size = (width, height)
-            boxes = [draw_box(rng, shape.view, width, height) for shape in self.views]
-            return least_px(boxes, [shape.px for shape in self.views], min(width, height))
-
-        limits = self.limits
-        image = decode(
-            data, min_px=limits.min_px, max_pixels=limits.max_pixels, target_px=decoded_px
-        ).rgb
+        image = EncodedImage(data, self.limits)
+        boxes = [draw_box(rng, shape.view, *image.size) for shape in self.views]
+        # The crops say how small it may be decoded
+        wanted_px = least_px(boxes, [shape.px for shape in self.views], min(image.size))
+        rgb = image.decode(wanted_px)
         return [
-            crop(image, scaled(box, size, image.size), shape)
+            crop(rgb, scaled(box, image.size, rgb.size), shape)
             for box, shape in zip(boxes, self.views, strict=True)
         ]
 

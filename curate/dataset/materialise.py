@@ -104,7 +104,10 @@ def _materialise(
     pieces = list(listed())
     named: dict[str, SourceSettings] = {source.name: source for source in settings.open}
     copied: list[_Copied] = results(
-        [_copy.remote(piece, named, files, number) for number, piece in enumerate(pieces)]
+        [
+            _copy.remote(piece, named, files, number, settings.images.max_bytes)
+            for number, piece in enumerate(pieces)
+        ]
     )
     rejects = [row for one in copied for row in one.rejects]
     if rejects:
@@ -227,7 +230,11 @@ class _Image:
 
 @ray.remote
 def _copy(
-    piece: _Piece, sources: dict[str, SourceSettings], files: TrainingSetFiles, number: int
+    piece: _Piece,
+    sources: dict[str, SourceSettings],
+    files: TrainingSetFiles,
+    number: int,
+    max_bytes: int,
 ) -> _Copied:
     parts: list[tuple[str, int, str]] = []
     rejects: list[Reject] = []
@@ -245,7 +252,7 @@ def _copy(
         parts.append((name, len(waiting), digest))
         waiting, waiting_bytes = [], 0
 
-    for source, item in _items(piece, sources):
+    for source, item in _items(piece, sources, max_bytes):
         if item.data is None:
             reason = item.error or "no bytes"
             rejects.append(Reject(source, item.key, item.uri, "read", reason))
@@ -260,11 +267,13 @@ def _copy(
     return _Copied(parts, rejects)
 
 
-def _items(piece: _Piece, sources: dict[str, SourceSettings]) -> Iterable[tuple[str, Item]]:
+def _items(
+    piece: _Piece, sources: dict[str, SourceSettings], max_bytes: int
+) -> Iterable[tuple[str, Item]]:
     if piece.unit is not None and piece.source is not None:
-        for item in read_unit(piece.source, piece.unit):
+        for item in read_unit(piece.source, piece.unit, max_bytes):
             yield piece.source.name, item
         return
     rows = [] if piece.rows is None else piece.rows.to_pylist()
-    for row, item in zip(rows, read_located(rows, sources), strict=True):
+    for row, item in zip(rows, read_located(rows, sources, max_bytes), strict=True):
         yield row["source"], item

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from curate.images import Preprocessing, Refused, decode, resize_crop
+from curate.images import EncodedImage, Preprocessing, Refused, resize_crop
 from curate.runfiles import plan, shards
 from curate.runfiles.files import RunFiles
 from curate.runfiles.plan import PlannedUnit
@@ -38,7 +38,8 @@ def read_parts(
     capacity = max(1, PART_BYTES // (side * side * 3))
     for planned in plan.from_table(batch):
         part = _Part(planned, files, 0, capacity, side)
-        for item in read_unit(sources[planned.set, planned.source], planned.unit):
+        source = sources[planned.set, planned.source]
+        for item in read_unit(source, planned.unit, images.max_bytes):
             if part.full:
                 yield part.to_table(last=False)
                 part = _Part(planned, files, part.number + 1, capacity, side)
@@ -54,14 +55,13 @@ def _decode_into(
         return
     resized_px = round(preprocessing.image_px / preprocessing.crop_fraction)
     try:
-        decoded = decode(
-            item.data, min_px=images.min_px, max_pixels=images.max_pixels, target_px=resized_px
-        )
+        image = EncodedImage(item.data, images)
+        rgb = image.decode(resized_px)
     except Refused as reason:
         part.reject(item, "decode", str(reason))
         return
-    pixels = resize_crop(decoded.rgb, preprocessing.image_px, preprocessing.crop_fraction)
-    part.add(item, decoded.width, decoded.height, pixels)
+    pixels = resize_crop(rgb, preprocessing.image_px, preprocessing.crop_fraction)
+    part.add(item, image.width, image.height, pixels)
 
 
 class _Part:

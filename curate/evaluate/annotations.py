@@ -19,7 +19,7 @@ from PIL import Image
 
 from curate import storage
 from curate.errors import CurateError, one_line
-from curate.images import Refused, decode
+from curate.images import EncodedImage, Refused
 from curate.settings import AnnotatedSettings, ImageSettings
 from curate.sources.base import IMAGE_EXTENSIONS, Item, read_files
 
@@ -27,6 +27,7 @@ T = TypeVar("T")
 Size = tuple[int, int]  # width, height
 
 LONGEST = 5 / 3  # longer side for a shorter one of 1, at most: COCO's usual 1333 for 800
+ANNOTATION_BYTES = 8 << 30  # of one file at most; those of COCO's training set are 450 MB
 GREY_STEPS = {2: 85, 4: 17}  # Pillow stretches 2 and 4 bits to 0…255; by that much
 BROKEN = (KeyError, TypeError, ValueError, OverflowError, AttributeError)  # of JSON's own shape
 
@@ -136,23 +137,11 @@ def read_image(uri: str, limits: ImageSettings, px: Callable[[int, int], int]) -
 
     Raises CurateError for an image that cannot be read, or is beyond the limits.
     """
-    size = (0, 0)
-
-    def wanted(width: int, height: int) -> int:
-        nonlocal size
-        size = (width, height)
-        return px(width, height)
-
     try:
-        image = decode(
-            _bytes(uri),
-            min_px=limits.min_px,
-            max_pixels=limits.max_pixels,
-            target_px=wanted,
-        ).rgb
+        image = EncodedImage(_bytes(uri, "", limits.max_bytes), limits)
+        return Upright(image.decode(px(*image.size)), image.size)
     except Refused as refused:
         raise CurateError(f"{uri}: {refused}; mend it, or take out its annotations") from refused
-    return Upright(image, size)
 
 
 @dataclass(frozen=True)
@@ -261,7 +250,7 @@ def _read_voc(settings: AnnotatedSettings, key: str, images: dict[str, str]) -> 
             "name COCO's .json, or a folder of VOC's .xml files"
         )
     found = []
-    for item in read_files([Item(key=uri, uri=uri) for uri in uris]):
+    for item in read_files([Item(key=uri, uri=uri) for uri in uris], ANNOTATION_BYTES):
         if item.data is None:
             raise CurateError(f"{item.uri}: {item.error}; check that it can be read")
         try:
@@ -330,18 +319,15 @@ def _image_missing(named: str, name: str, settings: AnnotatedSettings, key: str)
 def _files(folder: str, key: str) -> dict[str, str]:
     """Path below the folder → URI, sorted."""
     try:
-        found = storage.find(folder)
-        _, path = storage.filesystem(folder)
+        return {file.path: file.uri for file in storage.find(folder) if file.regular}
     except OSError as error:
         what = "no such folder" if isinstance(error, FileNotFoundError) else one_line(error)
         raise CurateError(f"{key}={folder}: {what}; check the path") from error
-    root = path.rstrip("/") + "/"
-    return {file.uri.partition(root)[2]: file.uri for file in found}
 
 
-def _bytes(uri: str, key: str = "") -> bytes:
+def _bytes(uri: str, key: str = "", max_bytes: int = ANNOTATION_BYTES) -> bytes:
     try:
-        return storage.with_retries(uri, lambda: storage.read_bytes(uri))
+        return storage.with_retries(uri, lambda: storage.read_file(uri, max_bytes))
     except FileNotFoundError:
         raise CurateError(f"{key}{uri}: no such file; check the path") from None
     except Exception as error:  # object stores' clients have exceptions of their own

@@ -12,7 +12,7 @@ from torch import nn
 from curate.dataset.training_set import TrainingSet
 from curate.embedding import encoders
 from curate.evaluate.bench import Bench, device_here
-from curate.images import Preprocessing, Refused, decode, resize_crop
+from curate.images import EncodedImage, Preprocessing, Refused, resize_crop
 from curate.settings import ImageSettings
 
 BATCH = 256
@@ -80,12 +80,7 @@ def features_of(
 def _centre(data: bytes, eye: Preprocessing, limits: ImageSettings) -> NDArray[np.uint8]:
     px = eye.image_px
     try:
-        image = decode(
-            data,
-            min_px=limits.min_px,
-            max_pixels=limits.max_pixels,
-            target_px=round(px / eye.crop_fraction),
-        ).rgb
+        image = EncodedImage(data, limits).decode(round(px / eye.crop_fraction))
     except Refused:
         return np.full((px, px, 3), GREY, np.uint8)
     return resize_crop(image, px, eye.crop_fraction)

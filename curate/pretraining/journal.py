@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from curate import storage
+from curate.progress import Display
 from curate.runfiles.files import TrainingFiles
 
-log = logging.getLogger(__name__)
-
 Record = dict[str, Any]
-LINE_EVERY_S = 30.0
 WRITE_EVERY_S = 20.0
+STANDSTILL_S = 30.0  # a step that takes longer is worth a line
 
 
 class Journal:
@@ -67,38 +64,47 @@ class Journal:
             shutil.rmtree(self.local)
 
 
-class TrainingProgress:
-    """A bar on a terminal, a line every 30 s elsewhere."""
+class TrainingProgress(Display):
+    """Shows what rank 0 last left on the board."""
 
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.spoken = time.monotonic() - LINE_EVERY_S  # workers take seconds to start
-        self.last: Record | None = None
-        self.bar: tqdm[Any] | None = None
+    unit = "step"
 
-    def show(self, record: Record | None, *, ended: bool = False) -> None:
-        """record: what rank 0 last reported: step, steps, epoch, epochs, loss, learning_rate,
-        images_per_s, seconds_left."""
-        if record is None and time.monotonic() - self.spoken > 3 * LINE_EVERY_S:
-            self.spoken = time.monotonic()
-            log.info("%s: waiting for the cluster to have room for the workers", self.what)
-        if record is None or (record == self.last and not ended):
-            return
-        self.last = record
-        if sys.stderr.isatty():
-            if self.bar is None:
-                self.bar = tqdm(total=record["steps"], desc=self.what, unit="step", leave=False)
-            self.bar.n = record["step"]
-            self.bar.set_postfix_str(_figures(record))
-            if ended:
-                self.bar.close()
-        elif ended or time.monotonic() - self.spoken > LINE_EVERY_S:
-            self.spoken = time.monotonic()
-            log.info(
-                "%s: epoch %d of %d, step %d of %d, %s, %s left",
-                *(self.what, record["epoch"], record["epochs"], record["step"], record["steps"]),
-                *(_figures(record), _duration(record["seconds_left"])),
-            )
+    def __init__(self, what: str, latest: Callable[[], Record | None]) -> None:
+        """latest: gives it: step, steps, epoch, epochs, loss, learning_rate, images_per_s,
+        seconds_left; None before the first step."""
+        super().__init__(what)
+        self.latest = latest
+        self.record: Record | None = None
+        self.said: Record | None = None
+        self.changed = self.started
+
+    def look(self) -> None:
+        record, first = self.latest(), self.record is None
+        if record is not None and record != self.record:
+            self.record, self.changed = record, time.monotonic()
+        self.show(now=first and record is not None)
+
+    def standing(self) -> tuple[int, int, str] | None:
+        record = self.record
+        return None if record is None else (record["step"], record["steps"], _figures(record))
+
+    def line(self) -> str | None:
+        record, unchanged_s = self.record, time.monotonic() - self.changed
+        if record is None:
+            return "no step yet: waiting for room on the cluster, and for the workers to start"
+        step = f"step {record['step']} of {record['steps']}"
+        if record is self.said:
+            awaited = "the end" if record["step"] == record["steps"] else "the next"
+            still = f"{step}, for {unchanged_s:.0f} s: waiting for {awaited}"
+            return still if unchanged_s > STANDSTILL_S else None
+        self.said = record
+        left = f"{_duration(record['seconds_left'])} left"
+        return f"epoch {record['epoch']} of {record['epochs']}, {step}, {_figures(record)}, {left}"
+
+    def end(self, error: BaseException | None) -> None:
+        self.look()
+        if self.record is not self.said:
+            self.show(now=True)
 
 
 def _figures(record: Record) -> str:

@@ -4,12 +4,9 @@ loss, started again.
 
 from __future__ import annotations
 
-import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import pyarrow.fs
 import ray
@@ -20,13 +17,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from curate import storage
 from curate.cluster import cause_of
 from curate.errors import CurateError, one_line
-from curate.pretraining.journal import Record, TrainingProgress
+from curate.pretraining.journal import TrainingProgress
 from curate.pretraining.worker import Board, Job, work
 from curate.settings import ResourceSettings
 
 CPU_THREADS = 4  # of a worker without a GPU; beyond that, more workers scale better
 LOADERS = 15  # processes a GPU worker decodes with, where it has the CPUs
-POLL_S = 0.5
 
 # Ray Train runs a worker's function in a thread, whose memory glibc hands back to the kernel after
 # every step and asks for again, page by page: 13 % of the time of a step on a CPU. This keeps it.
@@ -103,7 +99,7 @@ def launch(job: Job, placement: Placement, restarts: int) -> None:
             **_ray_storage(scratch),
         ),
     )
-    with _shown(board, job.section):
+    with TrainingProgress(job.section, lambda: ray.get(board.shown.remote())):
         error: Exception | None = None
         try:
             trainer.fit()
@@ -130,27 +126,3 @@ def _ray_storage(uri: str) -> dict[str, Any]:
     filesystem, path = storage.filesystem(uri)
     wrapped = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))
     return {"storage_path": path, "storage_filesystem": wrapped}
-
-
-@contextmanager
-def _shown(board: ray.actor.ActorHandle, what: str) -> Iterator[None]:
-    """Show what rank 0 leaves on the board, until the training ends."""
-    progress = TrainingProgress(what)
-    ended = threading.Event()
-
-    def shown() -> Record | None:
-        record: Any = ray.get(board.shown.remote())
-        return cast("Record | None", record)
-
-    def poll() -> None:
-        while not ended.wait(POLL_S):
-            progress.show(shown())
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-        progress.show(shown(), ended=True)

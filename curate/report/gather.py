@@ -207,9 +207,7 @@ def _make_thumbnails(work: _Work, folder: str) -> None:
         "open": {source.name: source for source in [settings.target, *settings.open]},
     }
     for name, rows in work.wanted.items():
-        work.troubles.update(
-            thumbnails.make(rows, sources[name], folder, settings.images.max_pixels)
-        )
+        work.troubles.update(thumbnails.make(rows, sources[name], folder, settings.images))
     names = {thumbnails.name_of(row) for rows in work.wanted.values() for row in rows}
     thumbnails.remove_others(folder, names)
 

@@ -16,9 +16,9 @@ from PIL import Image, ImageFile
 
 from curate import storage
 from curate.cluster import results
-from curate.images import FORMATS, Refused, decode
+from curate.images import FORMATS, EncodedImage, Refused
 from curate.report import publish
-from curate.settings import SourceSettings
+from curate.settings import ImageSettings, SourceSettings
 from curate.sources.located import read_located
 
 SIDE_PX = 112
@@ -35,7 +35,7 @@ def name_of(row: Row) -> str:
 
 
 def make(
-    rows: Iterable[Row], sources: dict[str, SourceSettings], folder: str, max_pixels: int
+    rows: Iterable[Row], sources: dict[str, SourceSettings], folder: str, limits: ImageSettings
 ) -> dict[str, str]:
     """Thumbnails of rows of a manifest into `folder`; returns why some could not be made.
 
@@ -50,7 +50,7 @@ def make(
         key=lambda row: (row["source"], row["uri"], row["row"] or 0, row["offset"] or 0),
     )
     tasks = [
-        _make.remote(order[i : i + PER_TASK], sources, folder, max_pixels)
+        _make.remote(order[i : i + PER_TASK], sources, folder, limits)
         for i in range(0, len(order), PER_TASK)
     ]
     return {name: why for part in results(tasks) for name, why in part.items()}
@@ -65,18 +65,19 @@ def remove_others(folder: str, kept: set[str]) -> None:
 
 @ray.remote
 def _make(
-    rows: list[Row], sources: dict[str, SourceSettings], folder: str, max_pixels: int
+    rows: list[Row], sources: dict[str, SourceSettings], folder: str, limits: ImageSettings
 ) -> dict[str, str]:
     troubles = {}
-    for row, item in zip(rows, read_located(rows, sources), strict=True):
+    limits = limits.model_copy(update={"min_px": 1})  # small ones can be shown
+    for row, item in zip(rows, read_located(rows, sources, limits.max_bytes), strict=True):
         name = name_of(row)
         try:
             if item.data is None:
                 raise Refused(item.error or "no bytes")
             if row.get("refused"):
-                picture = forgiving(item.data, max_pixels)
+                picture = forgiving(item.data, limits.max_pixels)
             else:
-                picture = decode(item.data, min_px=1, max_pixels=max_pixels, target_px=SIDE_PX).rgb
+                picture = EncodedImage(item.data, limits).decode(SIDE_PX)
         except Refused as reason:
             troubles[name] = str(reason)
             continue

@@ -64,6 +64,7 @@ class ImageSettings(Settings):
     min_px: int = Field(8, ge=1)  # shorter side
     # width × height; Pillow itself refuses from 178,956,970 on
     max_pixels: int = Field(100_000_000, ge=1, le=178_956_970)
+    max_bytes: int = Field(256 << 20, ge=1)  # of the encoded image, before it is read
     max_rejected_fraction: float = Field(0.1, ge=0, le=1)
 
 

@@ -1,7 +1,7 @@
 """Image sets in: one module a kind, each with
 
-plan(settings, unit_images) → units, in plan order: what is there, without reading any pixel
-read(settings, unit)        → items, in plan order: one for every image of the unit
+plan(settings, unit_images)     → units, in plan order: what is there, without reading any pixel
+read(settings, unit, max_bytes) → items, in plan order: one for every image of the unit
 """
 
 from __future__ import annotations
@@ -43,15 +43,16 @@ def plan_source(source: SourceSettings, unit_images: int) -> list[Unit]:
     return units
 
 
-def read_unit(source: SourceSettings, unit: Unit) -> Iterator[Item]:
-    """The images of one unit; what cannot be read is an item with an `error`, no exception.
+def read_unit(source: SourceSettings, unit: Unit, max_bytes: int) -> Iterator[Item]:
+    """The images of one unit; what cannot be read is an item with an `error`, no exception, and so
+    is an image of more than max_bytes.
 
     As many items as the plan expects, where it does: an image that has gone since is one of them.
     """
     reason = "gone since the run was planned"
     given = 0
     try:
-        for item in KINDS[source.kind].read(source, unit):  # type: ignore[attr-defined]
+        for item in KINDS[source.kind].read(source, unit, max_bytes):  # type: ignore[attr-defined]
             given += 1
             yield item
     except Exception as error:  # whatever a filesystem or a damaged file raises

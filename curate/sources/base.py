@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
-from curate import storage
+from curate import names, storage
 from curate.errors import CurateError, one_line
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "jpe", "png", "webp", "gif", "bmp", "tif", "tiff"})
@@ -61,47 +62,64 @@ def file_units(uri: str, items: list[Item], unit_images: int) -> list[Unit]:
 
 def place_beside(uri: str, path: str) -> str:
     """A path that stands in a list or table: relative to that file, unless it says otherwise."""
+    path = names.escaped(path)
     if "://" in path or path.startswith("/"):
         return path
     return storage.join(uri.rpartition("/")[0] or ".", path)
 
 
-def missing_column(uri: str, setting: str, column: str, names: Sequence[str]) -> CurateError:
-    known = f"set {setting} to one of {', '.join(names)}" if names else "it has no columns at all"
+def within(item: Item, max_bytes: int) -> Item:
+    """The item, or, where its image is too large, why it has no bytes."""
+    if item.size is None or item.size <= max_bytes:
+        return item
+    return replace(item, data=None, error=storage.too_large(item.size, max_bytes))
+
+
+def missing_column(uri: str, setting: str, column: str, columns: Sequence[str]) -> CurateError:
+    known = (
+        f"set {setting} to one of {', '.join(columns)}" if columns else "it has no columns at all"
+    )
     return CurateError(f"{uri}: no column {column!r}; {known}")
 
 
-def read_files(items: Iterable[Item]) -> Iterator[Item]:
+def read_files(items: Iterable[Item], max_bytes: int) -> Iterator[Item]:
     """Fill in the bytes of single files, in order; remote ones several at a time.
 
-    Items that have their bytes, or an error, pass as they are.
+    Items that have their bytes, or an error, pass as they are. A file of more than max_bytes is not
+    read.
     """
     waiting = iter(items)
     first = next(waiting, None)
     if first is None:
         return
+    read = partial(_read_file, max_bytes=max_bytes)
     if storage.is_local(first.uri):
-        yield _read_file(first)
-        yield from map(_read_file, waiting)
+        yield read(first)
+        yield from map(read, waiting)
         return
     with ThreadPoolExecutor(REMOTE_READS) as pool:
-        in_flight: deque[Future[Item]] = deque([pool.submit(_read_file, first)])
-        in_flight.extend(
-            pool.submit(_read_file, item) for item in islice(waiting, 2 * REMOTE_READS)
-        )
+        in_flight: deque[Future[Item]] = deque([pool.submit(read, first)])
+        in_flight.extend(pool.submit(read, item) for item in islice(waiting, 2 * REMOTE_READS))
         while in_flight:
             yield in_flight.popleft().result()
-            in_flight.extend(pool.submit(_read_file, item) for item in islice(waiting, 1))
+            in_flight.extend(pool.submit(read, item) for item in islice(waiting, 1))
 
 
-def _read_file(item: Item) -> Item:
+def _read_file(item: Item, max_bytes: int) -> Item:
     """The item with its bytes, or with the reason why it has none."""
     if item.data is not None or item.error:
         return item
     try:
-        data = storage.with_retries(item.uri, lambda: storage.read_bytes(item.uri))
+        data = storage.with_retries(item.uri, lambda: storage.read_file(item.uri, max_bytes))
         return replace(item, data=data, size=len(data))
     except FileNotFoundError:
         return replace(item, error="no such file")
     except Exception as error:  # whatever a filesystem raises is this one image's trouble
-        return replace(item, error=f"{type(error).__name__}: {one_line(error, 200)}")
+        return replace(item, error=trouble(error))
+
+
+def trouble(error: Exception) -> str:
+    """Why an image cannot be read: one short line."""
+    if isinstance(error, storage.UnfitFile):
+        return str(error)
+    return f"{type(error).__name__}: {one_line(error, 200)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator
 
 from curate import storage
@@ -14,34 +15,25 @@ log = logging.getLogger(__name__)
 
 
 def plan(source: ImageFolderSettings, unit_images: int) -> list[Unit]:
-    root = source.path.rstrip("/")
     try:
-        files = storage.find(root)
+        files = storage.find(source.path)
     except FileNotFoundError:
         raise CurateError(f"{source.path}: no such folder") from None
-    prefix = len(_common_root(root, files))
     items = []
+    left_out: Counter[str] = Counter()
     for file in files:
-        key = file.uri[prefix:].lstrip("/")
-        if key.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
-            label = key.split("/", 1)[0] if "/" in key else None
-            items.append(Item(key=key, uri=file.uri, size=file.size, label=label))
-    if len(items) < len(files):
-        log.info(
-            "source %s: left out %d files without an image's extension",
-            source.name,
-            len(files) - len(items),
-        )
-    return file_units(root, items[: source.limit], unit_images)
+        if file.path.rpartition(".")[2].lower() not in IMAGE_EXTENSIONS:
+            left_out["without an image's extension"] += 1
+        elif not file.regular:
+            left_out["not a regular file"] += 1
+        else:
+            label = file.path.split("/", 1)[0] if "/" in file.path else None
+            items.append(Item(key=file.path, uri=file.uri, size=file.size, label=label))
+    if left_out:
+        reasons = ", ".join(f"{files} {reason}" for reason, files in sorted(left_out.items())[::-1])
+        log.info("source %s: left out %d files: %s", source.name, left_out.total(), reasons)
+    return file_units(source.path.rstrip("/"), items[: source.limit], unit_images)
 
 
-def read(source: ImageFolderSettings, unit: Unit) -> Iterator[Item]:
-    yield from read_files(unit.items or ())
-
-
-def _common_root(root: str, files: list[storage.FileInfo]) -> str:
-    """The root as the filesystem spells it: a local one comes back absolute."""
-    _, path = storage.filesystem(root)
-    if files and files[0].uri.startswith(root + "/"):
-        return root
-    return path if storage.is_local(root) else f"{root.split('://', 1)[0]}://{path}"
+def read(source: ImageFolderSettings, unit: Unit, max_bytes: int) -> Iterator[Item]:
+    yield from read_files(unit.items or (), max_bytes)

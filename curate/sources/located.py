@@ -10,41 +10,42 @@ from itertools import groupby
 from typing import Any
 
 from curate import storage
-from curate.errors import one_line
 from curate.settings import ParquetSettings, SourceSettings
 from curate.sources import parquet
-from curate.sources.base import REMOTE_READS, Item, Unit, read_files
+from curate.sources.base import REMOTE_READS, Item, Unit, read_files, trouble, within
 
 ROWS_APART = 1000  # rows of a table further apart than this are read apart
 
 
 def read_located(
-    rows: list[dict[str, Any]], sources: Mapping[str, SourceSettings]
+    rows: list[dict[str, Any]], sources: Mapping[str, SourceSettings], max_bytes: int
 ) -> Iterator[Item]:
     """rows of a manifest, those of one file together → items with their bytes, in order; what
-    cannot be read, or is not the image that was selected, is an item with an `error`.
+    cannot be read, is over max_bytes, or is not the image that was selected, is an item with an
+    `error`.
 
     sources: settings by name, which know the columns of tables.
     """
     for (uri, source), group in groupby(rows, key=lambda row: (row["uri"], row["source"])):
         images = list(group)
-        for row, item in zip(images, _read_one_file(uri, images, sources.get(source)), strict=True):
+        items = _read_one_file(uri, images, sources.get(source), max_bytes)
+        for row, item in zip(images, items, strict=True):
             yield _checked(item, row["sha256"])
 
 
 def _read_one_file(
-    uri: str, rows: list[dict[str, Any]], source: SourceSettings | None
+    uri: str, rows: list[dict[str, Any]], source: SourceSettings | None, max_bytes: int
 ) -> Iterator[Item]:
     items = [
         Item(row["key"], uri, row["offset"], row["size"], row["row"], row["label"]) for row in rows
     ]
     if items[0].offset is not None:
         with ThreadPoolExecutor(1 if storage.is_local(uri) else REMOTE_READS) as pool:
-            yield from pool.map(_read_range, items)
+            yield from pool.map(_read_range, (within(item, max_bytes) for item in items))
     elif items[0].row is not None and _is_table(uri, source):
-        yield from _read_rows(uri, items, source)
+        yield from _read_rows(uri, items, source, max_bytes)
     else:
-        yield from read_files(items)
+        yield from read_files(items, max_bytes)
 
 
 def _is_table(uri: str, source: SourceSettings | None) -> bool:
@@ -60,6 +61,8 @@ def _is_table(uri: str, source: SourceSettings | None) -> bool:
 def _read_range(item: Item) -> Item:
     offset, size = item.offset, item.size
     assert offset is not None and size is not None
+    if item.error:
+        return item
     try:
         read = lambda: storage.read_range(item.uri, offset, size)  # noqa: E731
         data = storage.with_retries(item.uri, read)
@@ -67,10 +70,12 @@ def _read_range(item: Item) -> Item:
             data = data[offset : offset + size]
         return replace(item, data=data)
     except Exception as error:  # whatever a filesystem raises is this one image's trouble
-        return replace(item, error=f"{type(error).__name__}: {one_line(error, 200)}")
+        return replace(item, error=trouble(error))
 
 
-def _read_rows(uri: str, items: list[Item], source: SourceSettings | None) -> Iterator[Item]:
+def _read_rows(
+    uri: str, items: list[Item], source: SourceSettings | None, max_bytes: int
+) -> Iterator[Item]:
     settings = source if isinstance(source, ParquetSettings) else None
     if settings is None:
         settings = ParquetSettings(name="table", kind="parquet", path=[uri])
@@ -79,18 +84,17 @@ def _read_rows(uri: str, items: list[Item], source: SourceSettings | None) -> It
     error = "no such row"
     try:
         for first, last in _runs(sorted(wanted)):
-            for item in parquet.read(settings, Unit(uri, start=first, stop=last + 1)):
+            for item in parquet.read(settings, Unit(uri, start=first, stop=last + 1), max_bytes):
                 if item.row in wanted:
                     found[item.row] = item
     except Exception as failure:  # whatever a filesystem or a damaged file raises
-        error = f"{type(failure).__name__}: {one_line(failure, 200)}"
+        error = trouble(failure)
     for item in items:
-        there = found.get(item.row)
-        yield (
-            replace(item, error=error)
-            if there is None
-            else replace(item, data=there.data, error=there.error)
-        )
+        image = found.get(item.row)
+        if image is None:
+            yield replace(item, error=error)
+        else:
+            yield replace(item, data=image.data, error=image.error)
 
 
 def _runs(rows: list[int]) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from curate import storage
 from curate.errors import CurateError, one_line
 from curate.settings import ParquetSettings
-from curate.sources.base import Item, Unit, missing_column, place_beside, read_files
+from curate.sources.base import Item, Unit, missing_column, place_beside, read_files, within
 
 FOOTERS_AT_ONCE = 32  # planning reads one footer a file
 ROWS_AT_ONCE = 128
@@ -45,10 +45,9 @@ def plan(source: ParquetSettings, unit_images: int) -> list[Unit]:
     return kept
 
 
-def read(source: ParquetSettings, unit: Unit) -> Iterator[Item]:
-    yield from read_files(
-        _image_of(source, unit.uri, row, record) for row, record in _records(source, unit)
-    )
+def read(source: ParquetSettings, unit: Unit, max_bytes: int) -> Iterator[Item]:
+    images = (_image_of(source, unit.uri, row, record) for row, record in _records(source, unit))
+    yield from read_files((within(image, max_bytes) for image in images), max_bytes)
 
 
 def _row_groups(source: ParquetSettings, uri: str) -> list[int]:

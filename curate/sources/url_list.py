@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator
 
-from curate import storage
+from curate import names, storage
 from curate.errors import CurateError
 from curate.settings import UrlListSettings
 from curate.sources.base import (
@@ -23,7 +23,7 @@ def plan(source: UrlListSettings, unit_images: int) -> list[Unit]:
     units: list[Unit] = []
     left = source.limit
     for file in storage.expand(source.path):
-        text = storage.read_bytes(file.uri).decode("utf-8-sig", "replace")
+        text = storage.read_bytes(file.uri).decode("utf-8-sig", "surrogateescape")
         suffix = file.uri.rpartition(".")[2].lower()
         if suffix in ("csv", "tsv"):
             try:
@@ -32,7 +32,7 @@ def plan(source: UrlListSettings, unit_images: int) -> list[Unit]:
                 raise CurateError(f"{file.uri}: not readable as {suffix}: {error}") from error
         else:
             lines = [line.strip() for line in text.splitlines()]
-            items = [Item(key=line, uri=place_beside(file.uri, line)) for line in lines if line]
+            items = [_item(file.uri, line) for line in lines if line]
         items.sort(key=lambda item: (item.key, item.uri))
         items = items[:left]
         if left is not None:
@@ -41,26 +41,35 @@ def plan(source: UrlListSettings, unit_images: int) -> list[Unit]:
     return units
 
 
-def read(source: UrlListSettings, unit: Unit) -> Iterator[Item]:
-    yield from read_files(unit.items or ())
+def read(source: UrlListSettings, unit: Unit, max_bytes: int) -> Iterator[Item]:
+    yield from read_files(unit.items or (), max_bytes)
 
 
 def _rows(source: UrlListSettings, uri: str, text: str, delimiter: str) -> list[Item]:
     table = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-    names = table.fieldnames or []
+    header = [names.escaped(name) for name in table.fieldnames or []]
     columns = {
         "url_column": source.url_column,
         "key_column": source.key_column,
         "label_column": source.label_column,
     }
     for setting, column in columns.items():
-        if column and column not in names:
-            raise missing_column(uri, setting, column, names)
+        if column and column not in header:
+            raise missing_column(uri, setting, column, header)
     items = []
     for record in table:
         url = (record[source.url_column] or "").strip()
         if url:  # a short row has None for what it lacks
-            key = (record[source.key_column] if source.key_column else None) or url
-            label = (record[source.label_column] if source.label_column else None) or None
-            items.append(Item(key=key, uri=place_beside(uri, url), label=label))
+            key = record[source.key_column] if source.key_column else None
+            label = record[source.label_column] if source.label_column else None
+            items.append(_item(uri, url, key, label))
     return items
+
+
+def _item(listed_in: str, url: str, key: str | None = None, label: str | None = None) -> Item:
+    """Of a line or row, of which nothing need be UTF-8."""
+    return Item(
+        key=names.escaped(key or url),
+        uri=place_beside(listed_in, url),
+        label=names.escaped(label) if label else None,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import shutil
 import tarfile
 import tempfile
@@ -10,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import BinaryIO
 
-from curate import storage
+from curate import names, storage
 from curate.errors import CurateError, one_line
 from curate.settings import WebDatasetSettings
-from curate.sources.base import IMAGE_EXTENSIONS, Item, Unit
+from curate.sources.base import IMAGE_EXTENSIONS, Item, Unit, within
 
+LABEL_BYTES = 4096  # a longer sidecar is no label
 BLOCK = 512  # bytes; a tar is headers and padded files in such blocks, and two empty ones to end
 
 
@@ -37,20 +39,22 @@ def plan(source: WebDatasetSettings, unit_images: int) -> list[Unit]:
     return units
 
 
-def read(source: WebDatasetSettings, unit: Unit) -> Iterator[Item]:
+def read(source: WebDatasetSettings, unit: Unit, max_bytes: int) -> Iterator[Item]:
     """Images sorted by key; a damaged archive gives what it still holds, then an item with the
     damage."""
     with _local_copy(unit.uri) as file:
         for item in _items_of(file, unit.uri)[unit.start : unit.stop]:
-            if item.error or item.offset is None or item.size is None:
-                yield item
-                continue
-            file.seek(item.offset)
-            data = file.read(item.size)
-            if len(data) < item.size:
-                yield replace(item, error="the archive ends inside this image")
-            else:
-                yield replace(item, data=data)
+            yield _with_bytes(within(item, max_bytes), file)
+
+
+def _with_bytes(item: Item, file: BinaryIO) -> Item:
+    if item.error or item.offset is None or item.size is None:
+        return item
+    file.seek(item.offset)
+    data = file.read(item.size)
+    if len(data) < item.size:
+        return replace(item, error="the archive ends inside this image")
+    return replace(item, data=data)
 
 
 def _index(uri: str) -> list[Item]:
@@ -81,20 +85,24 @@ def _local_copy(uri: str) -> Iterator[BinaryIO]:
 def _items_of(file: BinaryIO, uri: str) -> list[Item]:
     """Every image, with the label from its sidecar, sorted by key."""
     members, damage = _members_of(file)
-    named = [(*_split(member.name), member) for member in members]
+    named = [(*_split(names.escaped(name)), place) for name, place in _places_of(members)]
     plain = {stem for stem, middle, ext, _ in named if not middle and ext in IMAGE_EXTENSIONS}
     images: list[tuple[str, Item]] = []
     labels: dict[str, str] = {}
-    for stem, middle, extension, member in named:
-        if extension == "cls" and member.size < 4096:
-            file.seek(member.offset_data)
-            label = file.read(member.size)
-            if len(label) == member.size:
-                labels[stem + middle] = label.decode("utf-8", "replace").strip()
+    for stem, middle, extension, place in named:
+        key = stem + middle
+        if extension == "cls" and not isinstance(place, str) and place.size < LABEL_BYTES:
+            file.seek(place.offset_data)
+            label = file.read(place.size)
+            if len(label) == place.size:
+                labels[key] = label.decode("utf-8", "replace").strip()
         elif extension in IMAGE_EXTENSIONS and not (middle and stem in plain):
-            key, offset = stem + middle, int(member.offset_data)
-            images.append((stem, Item(key=key, uri=uri, offset=offset, size=int(member.size))))
-    images.sort(key=lambda image: (image[1].key, image[1].offset))
+            if isinstance(place, str):
+                images.append((stem, Item(key=key, uri=uri, error=place)))
+            else:
+                offset, size = int(place.offset_data), int(place.size)
+                images.append((stem, Item(key=key, uri=uri, offset=offset, size=size)))
+    images.sort(key=lambda image: (image[1].key, image[1].offset or 0))
     items = [replace(item, label=labels.get(item.key, labels.get(stem))) for stem, item in images]
     if damage:
         items.append(Item(key="", uri=uri, error=f"archive damaged: {damage}; the rest is lost"))
@@ -114,13 +122,13 @@ def _split(name: str) -> tuple[str, str, str]:
 
 
 def _members_of(file: BinaryIO) -> tuple[list[tarfile.TarInfo], str | None]:
-    """The files in a tar, and what is wrong with it if anything is."""
+    """All in a tar but its folders, and what is wrong with it if anything is."""
     members: list[tarfile.TarInfo] = []
     file.seek(0)
     try:
-        archive = tarfile.TarFile(fileobj=file)
+        archive = tarfile.TarFile(fileobj=file, encoding="utf-8")
         while (member := archive.next()) is not None:
-            if member.isfile():
+            if not member.isdir():
                 members.append(member)
     except (tarfile.TarError, ValueError) as error:
         return members, one_line(error)
@@ -130,3 +138,38 @@ def _members_of(file: BinaryIO) -> tuple[list[tarfile.TarInfo], str | None]:
     if ending != bytes(BLOCK):
         return members, f"no end marker at byte {archive.offset}"
     return members, None
+
+
+def _places_of(members: list[tarfile.TarInfo]) -> Iterator[tuple[str, tarfile.TarInfo | str]]:
+    """(name, the file that it stands for, or why there is none) of each member.
+
+    A hard link means the member of that name that came before it, a symbolic one the path from the
+    folder where it is, and the last member of that name.
+    """
+    by_path: dict[str, tarfile.TarInfo] = {}
+    named = []
+    for member in members:
+        path = posixpath.normpath(member.name)
+        if member.islnk():
+            member = by_path.get(posixpath.normpath(member.linkname), member)
+        by_path[path] = member
+        named.append((path, member))
+    for (path, member), listed in zip(named, members, strict=True):
+        yield listed.name, _file_of(path, member, by_path)
+
+
+def _file_of(
+    path: str, member: tarfile.TarInfo, by_path: dict[str, tarfile.TarInfo]
+) -> tarfile.TarInfo | str:
+    followed: set[str] = set()
+    found: tarfile.TarInfo | None = member
+    while found is not None and found.issym() and path not in followed:
+        followed.add(path)
+        member = found
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(path), member.linkname))
+        found = by_path.get(path)
+    if found is not None and found.isfile():
+        return found
+    if member.issym() or member.islnk():
+        return f"a link to {names.escaped(member.linkname)}, which is no file of the archive"
+    return "not a regular file"

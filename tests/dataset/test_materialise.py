@@ -333,7 +333,8 @@ def test_parts_stay_small(
     limit = 3 * len(datasets.picture(1000))
     monkeypatch.setattr(materialise, "PART_BYTES", limit)
     (piece,) = materialise._pieces(settings_of(document), ["target"], {})
-    copied = materialise._copy._function(piece, {}, TrainingSetFiles(str(tmp_path)), 7)
+    files = TrainingSetFiles(str(tmp_path))
+    copied = materialise._copy._function(piece, {}, files, 7, 1 << 20)
     tables = [shards.read_arrow(str(tmp_path / name)) for name, _, _ in copied.parts]
     images = [image for table in tables for image in table["image"].to_pylist()]
     assert images == target_bytes(root_of(document)) and not copied.rejects

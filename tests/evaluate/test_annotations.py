@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -271,6 +272,12 @@ def test_images_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(imagery.jpeg())
     with pytest.raises(CurateError, match=r"a\.jpg: 48×32 is over max_pixels 99"):
         read_image(str(tmp_path / "a.jpg"), ImageSettings(max_pixels=99), min)
+    with pytest.raises(CurateError, match=r"a\.jpg: .* bytes is over max_bytes 99"):
+        read_image(str(tmp_path / "a.jpg"), ImageSettings(max_bytes=99), min)
+    (tmp_path / "a.jpg").unlink()
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(CurateError, match=r"a\.jpg: .*not a regular file"):
+        read_image(str(tmp_path / "a.jpg"), ImageSettings(), min)
 
 
 def test_fitted() -> None:

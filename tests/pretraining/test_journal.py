@@ -8,13 +8,15 @@ import logging
 import os
 import struct
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from curate import storage
+from curate import progress, storage
 from curate.pretraining import journal as journal_module
 from curate.pretraining.journal import Journal, TrainingProgress
 from curate.runfiles.files import TrainingFiles
@@ -160,16 +162,23 @@ class Terminal(io.StringIO):
         return True
 
 
+def watch(records: list[dict[str, Any] | None]) -> None:
+    """A training that leaves these on the board, looked at after each."""
+    board = records[:1]
+    with TrainingProgress("pretrain", lambda: board[-1]) as training:
+        for record in records:
+            training.look()
+            board.append(record)
+
+
 def test_lines_where_there_is_no_terminal(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    progress = TrainingProgress("pretrain")
+    records = [None, *(shown(step) for step in (12, 13, 14))]
+    records.append(shown(50, knn=0.617, seconds_left=0.0))
     with caplog.at_level(logging.INFO, "curate"):
-        progress.show(None)
-        for step in (12, 13, 14):
-            progress.show(shown(step))
-        progress.show(shown(50, knn=0.617, seconds_left=0.0), ended=True)
+        watch(records)
     assert [record.getMessage() for record in caplog.records] == [
         "pretrain: epoch 1 of 5, step 12 of 50, loss 1.2346, deviation 0.98, rate 0.012, "
         "1,234 images/s, 75 s left",
@@ -182,13 +191,53 @@ def test_a_line_every_so_often(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    monkeypatch.setattr(journal_module, "LINE_EVERY_S", 0.0)
-    progress = TrainingProgress("pretrain")
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     with caplog.at_level(logging.INFO, "curate"):
-        for step in (1, 1, 2, 2, 2, 3):
-            progress.show(shown(step))
+        watch([shown(step) for step in (1, 1, 2, 2, 2, 3, 3)])
     steps = [record.getMessage().split(", ")[1] for record in caplog.records]
     assert steps == ["step 1 of 50", "step 2 of 50", "step 3 of 50"], "what is new"
+
+
+def test_a_line_by_the_clock_says_what_is_awaited(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is reported, and the lines come: by the thread, which ends with the `with`."""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.05)
+    monkeypatch.setattr(progress, "TICK_S", 0.01)
+    monkeypatch.setattr(journal_module, "STANDSTILL_S", 0.1)
+    before = set(threading.enumerate())
+    record: dict[str, Any] | None = None
+    with (
+        caplog.at_level(logging.INFO, "curate"),
+        TrainingProgress("pretrain", lambda: record),
+    ):
+        lines_after(caplog, 2)
+        record = shown(12)
+        lines_after(caplog, 2)
+        record = shown(50)
+        lines_after(caplog, 2)
+    assert set(threading.enumerate()) == before
+    messages = [entry.getMessage() for entry in caplog.records]
+    waiting, twelve, last = (
+        [message for message in messages if text in message]
+        for text in ("no step yet", "step 12 of 50", "step 50 of 50")
+    )
+    assert messages == waiting + twelve + last
+    assert set(waiting) == {
+        "pretrain: no step yet: waiting for room on the cluster, and for the workers to start"
+    }
+    assert twelve[0].startswith("pretrain: epoch 1 of 5, step 12 of 50, loss")
+    assert twelve[1] == "pretrain: step 12 of 50, for 0 s: waiting for the next"
+    assert last[0].startswith("pretrain: epoch 5") and last[1].endswith("waiting for the end")
+
+
+def lines_after(caplog: pytest.LogCaptureFixture, more: int) -> None:
+    """Wait for so many more lines; the test's time is up long before that is for ever."""
+    wanted, until = len(caplog.records) + more, time.monotonic() + 20
+    while len(caplog.records) < wanted:
+        assert time.monotonic() < until, "no line comes"
+        time.sleep(0.005)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +259,7 @@ def test_time_that_is_left(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with caplog.at_level(logging.INFO, "curate"):
-        TrainingProgress("pretrain").show(shown(1, seconds_left=seconds))
+        watch([shown(1, seconds_left=seconds)])
     assert caplog.records[0].getMessage().endswith(f", {text} left")
 
 
@@ -219,14 +268,19 @@ def test_a_bar_on_a_terminal(
 ) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    progress = TrainingProgress("pretrain")
-    with caplog.at_level(logging.INFO, "curate"):
-        progress.show(None)
+    record: dict[str, Any] | None = None
+    with (
+        caplog.at_level(logging.INFO, "curate"),
+        TrainingProgress("pretrain", lambda: record) as training,
+    ):
+        training.look()
         assert terminal.getvalue() == ""
-        progress.show(shown(12))
+        record = shown(12)
+        training.look()
         assert "12/50" in terminal.getvalue() and "loss 1.2346" in terminal.getvalue()
-        progress.show(shown(40))
-        progress.show(shown(50), ended=True)
+        record = shown(40)
+        training.look()
+        record = shown(50)
     text = terminal.getvalue()
     assert "pretrain" in text and "40/50" in text and "50/50" in text
     assert text.rpartition("\r")[2].strip() == "", "the bar is taken away at the end"
@@ -237,5 +291,5 @@ def test_an_end_that_never_began(monkeypatch: pytest.MonkeyPatch) -> None:
     """A training that fails before its first step has nothing to show."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
-    TrainingProgress("pretrain").show(None, ended=True)
+    watch([None])
     assert terminal.getvalue() == ""

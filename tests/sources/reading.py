@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -10,15 +11,29 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import TypeAdapter
 
-from curate import storage
+from curate import sources, storage
 from curate.errors import CurateError
-from curate.settings import Source
-from curate.sources import Item, plan_source, read_unit
+from curate.settings import ImageSettings, Source, SourceSettings
+from curate.sources import Item, Unit, located, plan_source
 
 
 def source(kind: str, path: str | list[str], **settings: Any) -> Any:
     document = {"name": "set", "kind": kind, "path": path, **settings}
     return TypeAdapter(Source).validate_python(document)
+
+
+def read_unit(
+    source: SourceSettings, unit: Unit, max_bytes: int = ImageSettings().max_bytes
+) -> Iterator[Item]:
+    return sources.read_unit(source, unit, max_bytes)
+
+
+def read_located(
+    rows: list[dict[str, Any]],
+    sources: dict[str, SourceSettings],
+    max_bytes: int = ImageSettings().max_bytes,
+) -> Iterator[Item]:
+    return located.read_located(rows, sources, max_bytes)
 
 
 def read(kind: str, path: str | list[str], unit_images: int = 1000, **settings: Any) -> list[Item]:

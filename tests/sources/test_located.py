@@ -15,9 +15,8 @@ import pytest
 
 from curate import storage
 from curate.sources import Item
-from curate.sources.located import read_located
 from tests.imagery import jpeg, tar
-from tests.sources.reading import parquet, read, source, write
+from tests.sources.reading import parquet, read, read_located, source, write
 
 IMAGES = {f"{i:02d}.jpg": jpeg(i) for i in range(12)}
 

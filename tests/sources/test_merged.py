@@ -10,9 +10,8 @@ from curate.errors import CurateError
 from curate.runfiles import plan
 from curate.settings import RunSettings
 from curate.settings.load import parse
-from curate.sources import read_unit
 from tests.imagery import jpeg, tar
-from tests.sources.reading import parquet, write
+from tests.sources.reading import parquet, read_unit, write
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pyarrow as pa
 import pytest
 
 from curate import storage
-from curate.sources import plan_source, read_unit
+from curate.sources import plan_source
 from tests.imagery import jpeg
-from tests.sources.reading import error_of, parquet, read, source, write
+from tests.sources.reading import error_of, parquet, read, read_located, read_unit, source, write
 
 IMAGES = [jpeg(i) for i in range(10)]
 NAMES = [f"{i}.jpg" for i in range(10)]
@@ -140,3 +140,21 @@ def test_tables_of_no_rows(root: str) -> None:
     assert "no images" in error_of("parquet", storage.join(root, "*.parquet"))
     write(root, {"b.parquet": parquet({"image": IMAGES})})
     assert len(read("parquet", storage.join(root, "*.parquet"))) == 10
+
+
+def test_images_that_are_too_large(root: str) -> None:
+    """Refused with the rest of the row, and in files that rows name."""
+    images = [bytes(99), bytes(101), bytes(100)]
+    write(root, {f"{i}.jpg": data for i, data in enumerate(images)})
+    columns = {"image": images, "path": [f"{i}.jpg" for i in range(3)]}
+    write(root, {"t.parquet": parquet(columns)})
+    for path_column in (None, "path"):
+        settings = source("parquet", f"{root}/t.parquet", path_column=path_column)
+        (unit,) = plan_source(settings, 1000)
+        items = list(read_unit(settings, unit, max_bytes=100))
+        assert [item.data for item in items] == [bytes(99), None, bytes(100)]
+        assert "over max_bytes 100" in (items[1].error or "")
+        rows = [{"source": "set", "sha256": None, **vars(item)} for item in items]
+        again = list(read_located(rows, {"set": settings}, max_bytes=99))
+        assert [item.data for item in again] == [bytes(99), None, None]
+        assert all("over max_bytes 99" in (item.error or "") for item in again[1:])

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from curate import storage
-from curate.images import decode
-from curate.sources import plan_source, read_unit
-from tests.sources.reading import source
+from curate.images import EncodedImage
+from curate.settings import ImageSettings
+from curate.sources import plan_source
+from tests.sources.reading import read_unit, source
 
 DATA = os.environ.get("CURATE_TEST_DATA", "")
 pytestmark = pytest.mark.skipif(not DATA, reason="CURATE_TEST_DATA names no folder of real images")
@@ -42,7 +43,7 @@ def test_counts_labels_and_pixels(
             keys.add((item.uri, item.key))
             labels.add(item.label)
             if count % (images // 160) == 0:  # every one of them takes too long
-                decode(item.data, min_px=8, max_pixels=100_000_000, target_px=64)
+                EncodedImage(item.data, ImageSettings()).decode(64)
                 if item.offset is not None:
                     at_offset = storage.read_range(item.uri, item.offset, len(item.data))
                     assert at_offset == item.data

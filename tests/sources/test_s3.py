@@ -26,9 +26,8 @@ from curate.errors import CurateError
 from curate.runfiles import plan
 from curate.settings import EncoderSettings, RunSettings
 from curate.settings.load import parse
-from curate.sources import read_unit
 from tests.imagery import jpeg, tar
-from tests.sources.reading import error_of, parquet, read, write
+from tests.sources.reading import error_of, parquet, read, read_unit, write
 
 pytestmark = pytest.mark.slow
 
@@ -143,6 +142,14 @@ def test_storage(bucket: str) -> None:
         assert file.read() == b"two"
     assert [(file.uri, file.size) for file in storage.find(bucket)] == [(uri, 7)]
     assert [file.uri for file in storage.expand([f"{bucket}/*/b/*.bin"])] == [uri]
+    assert [file.uri for file in storage.expand([f"{bucket}/{{a,a}}/b/fil{{e,e}}.bin"])] == [uri]
+    with pytest.raises(CurateError, match=r"/z/b/file\.bin: matches no file"):
+        storage.expand([f"{bucket}/{{a,z}}/b/file.bin"])
+    for data in (b"", b"0123456789"):
+        storage.write_bytes(uri, data)
+        assert storage.read_file(uri, 10) == data
+    with pytest.raises(storage.UnfitFile, match="more than 9 bytes is over max_bytes 9"):
+        storage.read_file(uri, 9)
     storage.remove_tree(f"{bucket}/a")
     assert not storage.exists(uri)
 

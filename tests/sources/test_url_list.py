@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
+import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from curate import storage
-from curate.sources import plan_source
+from curate.sources import Item, plan_source
+from curate.sources.base import read_files
 from tests.imagery import jpeg, tar
 from tests.sources.reading import error_of, parquet, read, source, write
 
@@ -77,7 +81,7 @@ def test_errors_name_file_and_column(root: str) -> None:
 
 class _Site(http.server.BaseHTTPRequestHandler):
     """/00.jpg … images; /hang-up breaks the connection, /short after half of what it promised;
-    /flaky/… works at the second try."""
+    /flaky/… works at the second try; /unlimited never ends."""
 
     protocol_version = "HTTP/1.1"
     files: dict[str, bytes]
@@ -93,6 +97,9 @@ class _Site(http.server.BaseHTTPRequestHandler):
         data = self.files.get(path.removeprefix("flaky/"))
         if path == "short":
             data = b"half"
+        if path == "unlimited":
+            self._send_for_ever()
+            return
         self.send_response(200 if data else 404)
         promised = len(data or b"") * (2 if path == "short" else 1)
         self.send_header("Content-Length", str(promised))
@@ -100,6 +107,14 @@ class _Site(http.server.BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(data or b"")
         self.close_connection = path == "short"
+
+    def _send_for_ever(self) -> None:
+        self.close_connection = True
+        self.send_response(200)
+        self.end_headers()
+        with contextlib.suppress(OSError):  # of who has hung up
+            while self.command == "GET":
+                self.wfile.write(bytes(1 << 16))
 
     do_HEAD = do_GET
 
@@ -141,6 +156,40 @@ def test_archives_over_http(site: str, kind: str, name: str) -> None:
     items = read(kind, f"{site}/{name}")
     assert [item.data for item in items] == list(IMAGES.values())
     assert "matches no file" in error_of(kind, f"{site}/none-{name}")
+
+
+@pytest.mark.parametrize("name", ["01.jpg", "flaky/01.jpg", "unlimited"])
+def test_files_that_are_too_large(site: str, name: str) -> None:
+    """No more than the limit is read, whatever the server says of the size; and once."""
+    limit = len(IMAGES["01.jpg"])
+    item = Item(key="", uri=f"{site}/{name}")
+    (refused,) = read_files([item], limit - 1)
+    assert refused.data is None
+    assert refused.error == f"more than {limit - 1:,} bytes is over max_bytes {limit - 1}"
+    if name != "unlimited":
+        assert [item.data for item in read_files([item], limit)] == [IMAGES["01.jpg"]]
+
+
+def test_lines_that_are_not_utf_8(tmp_path: Path) -> None:
+    names = [os.fsdecode(b"caf\xe9.jpg"), "caf%E9.jpg", "100%.jpg", "\u00e9.jpg"]
+    for name, data in zip(names, IMAGES.values(), strict=False):
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "list.txt").write_bytes(os.fsencode("\n".join(names)))
+    rows = "".join(f"{name},{name[:3]}\n" for name in names)
+    (tmp_path / "list.csv").write_bytes(os.fsencode("url,class\n" + rows))
+    keys = ["caf%E9.jpg", "caf%25E9.jpg", "100%.jpg", "\u00e9.jpg"]
+    for list_name, settings in (("list.txt", {}), ("list.csv", {"label_column": "class"})):
+        items = read("url_list", str(tmp_path / list_name), **settings)
+        assert {item.key: item.data for item in items} == dict(
+            zip(keys, IMAGES.values(), strict=False)
+        )
+
+
+def test_lines_that_name_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "list.txt").write_text("pipe.jpg\n/dev/zero\n")
+    items = read("url_list", str(tmp_path / "list.txt"))
+    assert [item.error for item in items] == ["not a regular file"] * 2
 
 
 def test_a_server_that_is_not_there() -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from curate import storage
-from curate.sources import plan_source, read_unit
+from curate.sources import plan_source
 from tests.imagery import jpeg, tar
-from tests.sources.reading import error_of, read, source, write
+from tests.sources.reading import error_of, read, read_located, read_unit, source, write
 
 IMAGES = [(f"{i:03d}.jpg", jpeg(i)) for i in range(6)]
 LABELS = [(f"{i:03d}.cls", f"class {i % 2}\n".encode()) for i in range(6)]
@@ -76,8 +77,9 @@ def test_tars_written_by_others(tmp_path: Path, format_: int) -> None:
     (tmp_path / "files/link.jpg").symlink_to("sub/1.jpg")
     with tarfile.open(tmp_path / "a.tar", "w", format=format_) as archive:
         archive.add(tmp_path / "files", ".")
-    (item,) = read("webdataset", str(tmp_path / "a.tar"))
+    link, item = read("webdataset", str(tmp_path / "a.tar"))
     assert (item.key, item.data) == ("sub/1", jpeg(1))
+    assert (link.key, link.data) == ("link", jpeg(1))
 
 
 def shards(root: str) -> str:
@@ -175,3 +177,128 @@ def test_patterns(root: str) -> None:
     assert "decompress" in error_of("webdataset", storage.join(root, "*"))
     both = [storage.join(root, "[ab].tar"), storage.join(root, "b.tar")]
     assert len(read("webdataset", both)) == 8, "a tar that two patterns match is read once"
+
+
+# What else has an image's name
+
+
+def member(name: str, kind: bytes, linkname: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, linkname
+    return info
+
+
+def tar_of(members: list[tarfile.TarInfo | tuple[str, bytes]]) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for one in members:
+            if isinstance(one, tarfile.TarInfo):
+                archive.addfile(one)
+            else:
+                info = tarfile.TarInfo(one[0])
+                info.size = len(one[1])
+                archive.addfile(info, io.BytesIO(one[1]))
+    return file.getvalue()
+
+
+def test_links_inside_of_a_tar_are_images(root: str) -> None:
+    """Their bytes are those of the member that they mean, wherever it stands."""
+    hard, soft = tarfile.LNKTYPE, tarfile.SYMTYPE
+    members = [
+        member("x/early.jpg", soft, "../b/1.jpg"),
+        ("./a/0.jpg", jpeg(0)),
+        ("a/0.cls", b"cat"),
+        member("b/hard.jpg", hard, "a/0.jpg"),
+        member("b/hard.cls", hard, "./a/0.cls"),
+        ("b/1.jpg", jpeg(1)),
+        member("x/hard-of-soft.jpg", hard, "x/early.jpg"),
+        member("soft-of-hard.jpg", soft, "./b/hard.jpg"),
+        ("a/0.jpg", jpeg(2)),  # added anew: what was linked before is still what it was
+    ]
+    write(root, {"a.tar": tar_of(members)})
+    items = read("webdataset", f"{root}/a.tar")
+    assert [(item.key, item.label, item.data) for item in items] == [
+        ("a/0", "cat", jpeg(0)),
+        ("a/0", "cat", jpeg(2)),
+        ("b/1", None, jpeg(1)),
+        ("b/hard", "cat", jpeg(0)),
+        ("soft-of-hard", None, jpeg(0)),
+        ("x/early", None, jpeg(1)),
+        ("x/hard-of-soft", None, jpeg(1)),
+    ]
+    for item in items:
+        assert item.offset is not None and item.size is not None
+        assert storage.read_range(item.uri, item.offset, item.size) == item.data
+    assert read("webdataset", f"{root}/a.tar", limit=4) == items[:4]
+
+
+def test_what_is_named_like_an_image_and_is_none(root: str) -> None:
+    soft = tarfile.SYMTYPE
+    members = [
+        ("1.jpg", jpeg(1)),
+        member("folder.jpg", tarfile.DIRTYPE),
+        member("gone.jpg", soft, "nowhere.jpg"),
+        member("hard.jpg", tarfile.LNKTYPE, "later.jpg"),
+        member("loop-a.jpg", soft, "loop-b.jpg"),
+        member("loop-b.jpg", soft, "loop-a.jpg"),
+        member("out.jpg", soft, "../../etc/passwd"),
+        member("pipe.jpg", tarfile.FIFOTYPE),
+        member("to-folder.jpg", soft, "folder.jpg"),
+        member("notes.txt", soft, "nowhere.txt"),
+    ]
+    write(root, {"a.tar": tar_of(members)})
+    first, *rest = read("webdataset", f"{root}/a.tar")
+    assert first.data == jpeg(1)
+    outside = "a link to {}, which is no file of the archive"
+    assert {item.key: item.error for item in rest} == {
+        "gone": outside.format("nowhere.jpg"),
+        "hard": outside.format("later.jpg"),
+        "loop-a": outside.format("loop-a.jpg"),
+        "loop-b": outside.format("loop-b.jpg"),
+        "out": outside.format("../../etc/passwd"),
+        "pipe": "not a regular file",
+        "to-folder": outside.format("folder.jpg"),
+    }
+    assert all(item.data is None for item in rest)
+
+
+@pytest.mark.parametrize("format_", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_members_whose_names_are_not_utf_8(root: str, format_: int) -> None:
+    name = os.fsdecode(b"caf\xe9/50%")
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=format_, errors="surrogateescape") as archive:
+        for suffix, data in ((".jpg", jpeg(1)), (".cls", b"cat")):
+            info = tarfile.TarInfo(name + suffix)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    write(root, {"a.tar": file.getvalue()})
+    (item,) = read("webdataset", f"{root}/a.tar")
+    assert (item.key, item.label, item.data) == ("caf%E9/50%", "cat", jpeg(1))
+
+
+def test_members_that_are_too_large(root: str) -> None:
+    write(
+        root, {"a.tar": tar([("1.jpg", bytes(99)), ("2.jpg", bytes(100)), ("3.jpg", bytes(101))])}
+    )
+    settings = source("webdataset", f"{root}/a.tar")
+    (unit,) = plan_source(settings, 1000)
+    items = list(read_unit(settings, unit, max_bytes=100))
+    assert [item.error for item in items] == [None, None, "101 bytes is over max_bytes 100"]
+    assert [item.data for item in items] == [bytes(99), bytes(100), None]
+    rows = [
+        {"source": "set", "sha256": None, **{k: v for k, v in vars(item).items() if k != "data"}}
+        for item in items
+    ]
+    again = list(read_located(rows, {}, max_bytes=99))
+    assert [item.error for item in again] == [
+        None,
+        *(f"{n} bytes is over max_bytes 99" for n in (100, 101)),
+    ]
+
+
+def test_braces(root: str) -> None:
+    shards(root)
+    items = read("webdataset", f"{root}/{{c,a}}.tar")
+    assert [item.data for item in items] == [f"{x}{i}".encode() for x in "ca" for i in range(4)]
+    message = error_of("webdataset", f"{root}/{{a,b,gone,d}}.tar")
+    assert message.endswith(f"{root}/gone.tar: matches no file; check the path")
