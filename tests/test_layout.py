@@ -27,7 +27,7 @@ PURE = [
     *(f"coreset.{name}" for name in ("similarity", "candidates", "merge", "rounds", "centroids")),
     *("coreset.whitening", "coreset.quality", "images", "names", "settings.recipes", "methods"),
     *("dataset.views", "dataset.augment", "pretraining.order", "pretraining.optimise"),
-    *("evaluate.knn", "evaluate.linear", "comparison.table"),
+    *(*(f"evaluate.{n}" for n in ("accuracy", "logistic", "neighbours")), "comparison.table"),
     *(f"report.{name}" for name in ("content", "galleries", "maps", "markup", "page")),
     *("report.plots", "report.projection", "report.results", "report.shell"),
 ]

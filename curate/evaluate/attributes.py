@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +16,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
+import ray
 from numpy.typing import NDArray
 
 from curate import storage
-from curate.dataset.training_set import TrainingSet, on_this_machine
+from curate.cluster import results
 from curate.errors import CurateError, one_line
-from curate.evaluate.linear import Accuracy, linear_probe
+from curate.evaluate.accuracy import Accuracy
+from curate.evaluate.bench import open_sets
+from curate.evaluate.logistic import linear_probe
+from curate.evaluate.subject import Json, Result, Subject, Timed, accuracies, on_cpu
 from curate.settings import AttributesSettings
 
 Table = dict[str, dict[str, str]]  # attribute → key → value, where there is one
-MISSING = -1
+MISSING = -1  # what a linear probe leaves out
 
 
 @dataclass(frozen=True)
@@ -41,35 +46,80 @@ class Attribute:
         return int((self.test != MISSING).sum())
 
 
-def read_table(told: AttributesSettings) -> Table:
+def check(subject: Subject) -> None:
+    """Raises CurateError for a table that cannot be read, or does not fit the images."""
+    subject.once(found_attributes)
+
+
+def run(subject: Subject) -> Iterator[Result]:
+    """Of each column, and the mean over them."""
+    attributes = subject.once(found_attributes)
+    features = subject.features
+    tasks = [
+        [
+            on_cpu(linear_probe, features.train, one_train, features.test, one_test, seed)
+            for seed in subject.seeds
+        ]
+        for one_train, one_test in ((ray.put(a.train), ray.put(a.test)) for a in attributes)
+    ]
+    columns: list[list[Timed[Accuracy]]] = []
+    for attribute, waiting in zip(attributes, tasks, strict=True):
+        runs: list[Timed[tuple[Accuracy, float]]] = results(waiting)
+        columns.append([(accuracy, seconds) for (accuracy, _), seconds in runs])
+        config: dict[str, Json] = {"values": attribute.values, "C": [c for (_, c), _ in runs]}
+        what = f"attribute {attribute.name}"
+        yield from accuracies(what, columns[-1], attribute.test_images, config)
+    means = [_mean(seed) for seed in zip(*columns, strict=True)]
+    images = max(attribute.test_images for attribute in attributes)
+    names = {"columns": [attribute.name for attribute in attributes]}
+    yield from accuracies("attributes, mean", means, images, names)
+
+
+def _mean(found: tuple[Timed[Accuracy], ...]) -> Timed[Accuracy]:
+    """Over columns; and the seconds of all of them."""
+    top1 = float(np.mean([accuracy.top1 for accuracy, _ in found]))
+    mean_per_class = float(np.mean([accuracy.mean_per_class for accuracy, _ in found]))
+    return Accuracy(top1, mean_per_class), sum(seconds for _, seconds in found)
+
+
+def found_attributes(subject: Subject) -> list[Attribute]:
+    settings = subject.evaluation.attributes
+    assert settings is not None  # the settings say so
+    task = on_cpu(attributes_of, read_table(settings), subject.bench.train, subject.bench.test)
+    [(attributes, _)] = results([task])
+    found: list[Attribute] = attributes
+    return found
+
+
+def read_table(settings: AttributesSettings) -> Table:
     """The columns that are asked for. Values are strings, whole numbers or booleans; an empty one
     (in CSV also NA or null) is missing.
 
     Raises CurateError for a table that cannot be read, a column that it does not have, one that
     measures instead of naming, and two rows of one key.
     """
-    where = f"evaluate.attributes.table={told.table}"
-    table = _arrow(told, where)
-    there = [name for name in table.column_names if name != told.key_column]
-    if told.key_column not in table.column_names:
+    where = f"evaluate.attributes.table={settings.table}"
+    table = _arrow(settings, where)
+    columns = [name for name in table.column_names if name != settings.key_column]
+    if settings.key_column not in table.column_names:
         raise CurateError(
-            f"{where}: no column {told.key_column}; it has {', '.join(table.column_names)}; set "
-            "evaluate.attributes.key_column"
+            f"{where}: no column {settings.key_column}; it has {', '.join(table.column_names)}; "
+            "set evaluate.attributes.key_column"
         )
-    unknown = [name for name in told.columns or () if name not in there]
+    unknown = [name for name in settings.columns or () if name not in columns]
     if unknown:
         raise CurateError(
-            f"evaluate.attributes.columns: {told.table} has no {unknown[0]}; it has "
-            f"{', '.join(there)}"
+            f"evaluate.attributes.columns: {settings.table} has no {unknown[0]}; it has "
+            f"{', '.join(columns)}"
         )
-    if not there:
-        raise CurateError(f"{where}: no column beside {told.key_column}")
-    keys = [str(key) for key in table[told.key_column].to_pylist()]
+    if not columns:
+        raise CurateError(f"{where}: no column beside {settings.key_column}")
+    keys = [str(key) for key in table[settings.key_column].to_pylist()]
     key, times = Counter(keys).most_common(1)[0] if keys else ("", 0)
     if times > 1:
         raise CurateError(f"{where}: {times} rows of key {key}; one an image")
     found: Table = {}
-    for name in told.columns or there:
+    for name in settings.columns or columns:
         values = [_value(value, name, where) for value in table[name].to_pylist()]
         pairs = zip(keys, values, strict=True)
         found[name] = {key: value for key, value in pairs if value is not None}
@@ -81,11 +131,12 @@ def attributes_of(table: Table, train: str, test: str) -> list[Attribute]:
 
     Raises CurateError where no key is an image's, and for a value that test alone has.
     """
-    keys = [TrainingSet(on_this_machine(folder)).keys() for folder in (train, test)]
-    return matched(table, keys[0], keys[1])
+    train_set, test_set = open_sets(train, test)
+    return attributes_by_key(table, train_set.keys(), test_set.keys())
 
 
-def matched(table: Table, train: list[str], test: list[str]) -> list[Attribute]:
+def attributes_by_key(table: Table, train: list[str], test: list[str]) -> list[Attribute]:
+    """train, test: each image's key."""
     known = set().union(*table.values())
     for name, keys in (("train", train), ("test", test)):
         if known.isdisjoint(keys):
@@ -93,21 +144,10 @@ def matched(table: Table, train: list[str], test: list[str]) -> list[Attribute]:
                 f"evaluate.attributes.table: no key is an image's of evaluate.{name}, whose first "
                 f"is {keys[0]}; the table has {min(known, default='none')}"
             )
-    return [_matched(name, column, train, test) for name, column in table.items()]
+    return [_attribute(name, column, train, test) for name, column in table.items()]
 
 
-def attribute_probe(
-    attribute: Attribute, train: NDArray[np.float32], test: NDArray[np.float32], seed: int
-) -> tuple[Accuracy, float]:
-    """train (N, D), test (M, D), unit rows of all the sets' images → accuracy over those that have
-    the attribute, and the C that was chosen: `linear_probe`."""
-    known, asked = attribute.train != MISSING, attribute.test != MISSING
-    return linear_probe(
-        train[known], attribute.train[known], test[asked], attribute.test[asked], seed
-    )
-
-
-def _matched(name: str, column: dict[str, str], train: list[str], test: list[str]) -> Attribute:
+def _attribute(name: str, column: dict[str, str], train: list[str], test: list[str]) -> Attribute:
     where = f"evaluate.attributes: {name}"
     found = [[column.get(key) for key in keys] for keys in (train, test)]
     counts = Counter(value for value in found[0] if value is not None)
@@ -128,15 +168,15 @@ def _matched(name: str, column: dict[str, str], train: list[str], test: list[str
     return Attribute(name, values, rows[0], rows[1])
 
 
-def _arrow(told: AttributesSettings, where: str) -> pa.Table:
+def _arrow(settings: AttributesSettings, where: str) -> pa.Table:
     try:
-        with storage.open_seekable(told.table) as file:
-            if told.table.endswith(".parquet"):
+        with storage.open_seekable(settings.table) as file:
+            if settings.table.endswith(".parquet"):
                 return pq.read_table(file)
-            if told.table.endswith(".csv"):
+            if settings.table.endswith(".csv"):
                 # A key like 0012 is no number
                 options = pacsv.ConvertOptions(
-                    column_types={told.key_column: pa.string()}, strings_can_be_null=True
+                    column_types={settings.key_column: pa.string()}, strings_can_be_null=True
                 )
                 return pacsv.read_csv(file, convert_options=options)
     except FileNotFoundError:

@@ -3,7 +3,6 @@ are matched."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,14 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from curate.dataset.training_set import TrainingSet, on_this_machine
-from curate.embedding import encoders
 from curate.errors import CurateError
-from curate.settings import (
-    DetectionSettings,
-    EncoderSettings,
-    ImageSettings,
-    SegmentationSettings,
-)
+from curate.settings import EncoderSettings, ImageSettings
 
 
 @dataclass(frozen=True)
@@ -29,25 +22,19 @@ class Bench:
     limits: ImageSettings
     train: str  # folders of training sets
     test: str
-    decoders: int = 0  # processes that decode ahead; 0 decodes between steps
+    decoders: int = 0  # processes or threads that decode ahead; 0 decodes between steps
 
     def open_sets(self) -> tuple[TrainingSet, TrainingSet]:
-        train, test = (TrainingSet(on_this_machine(folder)) for folder in (self.train, self.test))
-        return train, test
+        return open_sets(self.train, self.test)
+
+
+def open_sets(train: str, test: str) -> tuple[TrainingSet, TrainingSet]:
+    """Of their folders, which may be remote."""
+    return TrainingSet(on_this_machine(train)), TrainingSet(on_this_machine(test))
 
 
 def device_here() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def with_encoder(
-    function: Callable[..., dict[str, float]],
-    bench: Bench,
-    told: DetectionSettings | SegmentationSettings,
-    seed: int,
-) -> dict[str, float]:
-    """A protocol that takes the encoder as it is built, and the device."""
-    return function(encoders.build(bench.encoder), told, bench.limits, seed, device_here())
 
 
 @dataclass(frozen=True)
@@ -69,19 +56,24 @@ class Labels:
 
 def labels_of(train: str, test: str) -> Labels:
     """Of two sets' folders. Raises CurateError for labels that nothing can be learnt from."""
-    return matched(*(TrainingSet(on_this_machine(folder)) for folder in (train, test)))
+    return matched_labels(*open_sets(train, test), "evaluate")
 
 
-def matched(train: TrainingSet, test: TrainingSet) -> Labels:
-    """Raises CurateError for a set without labels, one class only, and a class of test alone."""
+def matched_labels(train: TrainingSet, test: TrainingSet, section: str) -> Labels:
+    """section: of the settings that name the sets, as errors name it.
+
+    Raises CurateError for a set without labels, one class only, and a class of test alone.
+    """
     for name, images in (("train", train), ("test", test)):
         if not images.classes:
-            raise CurateError(f"evaluate.{name}: no image has a label, which evaluation needs")
+            raise CurateError(
+                f"{section}.{name}: no image has a label; name a source whose images have one"
+            )
     missing = sorted(set(test.classes) - set(train.classes))
     if missing:
-        raise CurateError(f"evaluate.test: class {missing[0]} is not in evaluate.train")
+        raise CurateError(f"{section}.test: class {missing[0]} is not in {section}.train")
     if len(train.classes) < 2:
-        raise CurateError(f"evaluate.train: one class only, {train.classes[0]}; two at least")
+        raise CurateError(f"{section}.train: one class only, {train.classes[0]}; two at least")
     # One more at the end, which -1 finds
     numbers = np.array([*(train.classes.index(name) for name in test.classes), -1])
     return Labels(train.labels, numbers[test.labels], train.classes)

@@ -1,37 +1,28 @@
-"""What detection and segmentation share: a ResNet's feature maps, batches, and SGD."""
+"""What detection and segmentation share: a ResNet's feature maps, batches, and their figures."""
 
 from __future__ import annotations
 
 import copy
-import logging
-import math
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
-from typing import Any, TypeVar, cast
+from typing import cast
 
 import numpy as np
 import timm
 import torch
 from timm.models.resnet import ResNet
-from torch import Tensor, nn
 
+from curate.cluster import results
+from curate.embedding import encoders
 from curate.embedding.encoders import Encoder
 from curate.errors import CurateError
+from curate.evaluate.bench import Bench, device_here
+from curate.evaluate.subject import Result, Subject, Timed, on_gpu
 from curate.settings import DetectionSettings, SegmentationSettings
 
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-W = TypeVar("W")
+Figures = dict[str, float]  # by metric; `images`: how many were tested
 
 STAGES = ("layer1", "layer2", "layer3", "layer4")  # timm's names, and torchvision's
-MOMENTUM = 0.9
-THREADS = 8  # that decode; Pillow and libjpeg let go of Python's lock
-BATCHES_AHEAD = 2
 ORDER = 0  # stream of random numbers
 
 
@@ -95,57 +86,39 @@ def shuffled(images: int, batch_size: int, epochs: int, seed: int) -> list[list[
     return found
 
 
-def loaded(load: Callable[[W], T], batches: Iterable[list[W]]) -> Iterator[list[T]]:
-    """Every batch with its entries loaded, by threads, a few batches ahead of what is used."""
-    pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
-    waiting = iter(batches)
+def figures_of(
+    what: str,
+    protocol: Callable[..., Figures],
+    settings: DetectionSettings | SegmentationSettings | None,
+    subject: Subject,
+) -> Iterator[Result]:
+    """protocol: encoder, settings, limits, seed and device → its figures."""
+    assert settings is not None  # the settings say so
+    tasks = [
+        on_gpu(_with_encoder, protocol, subject.bench, settings, seed) for seed in subject.seeds
+    ]
+    runs: list[Timed[Figures]] = results(tasks)
+    seconds = round(sum(taken for _, taken in runs), 2)
+    images = int(runs[0][0]["images"])
+    for metric in runs[0][0]:
+        values = np.array([figures[metric] for figures, _ in runs])
+        if metric == "images" or np.isnan(values).all():  # NaN: a class that is not there
+            continue
+        yield Result(
+            metric=f"{what}, {metric}",
+            value=float(np.nanmean(values)),
+            std=float(np.nanstd(values)),
+            seeds=len(runs),
+            n=images,
+            seconds=seconds,
+            config=settings.model_dump(mode="json"),
+        )
 
-    def submit(count: int) -> Iterator[list[Future[T]]]:
-        for batch in islice(waiting, count):
-            yield [pool.submit(load, entry) for entry in batch]
 
-    try:
-        ahead = deque(submit(BATCHES_AHEAD))
-        while ahead:
-            yield [entry.result() for entry in ahead.popleft()]
-            ahead.extend(submit(1))
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def descend(
-    model: nn.Module,
-    loss_of: Callable[[list[T]], Tensor],
-    batches: Iterable[list[T]],
-    rate: Callable[[int], float],
+def _with_encoder(
+    protocol: Callable[..., Figures],
+    bench: Bench,
     settings: DetectionSettings | SegmentationSettings,
-    key: str,
-) -> None:
-    """SGD with momentum over the batches; rate: of a step, times settings.learning_rate.
-
-    Raises CurateError for a loss that is not finite, and for a batch beyond the GPU's memory.
-    """
-    weights: list[Any] = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.SGD(
-        weights, settings.learning_rate, momentum=MOMENTUM, weight_decay=settings.weight_decay
-    )
-    model.train()
-    for step, batch in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * rate(step)
-        try:
-            loss = loss_of(batch)
-            if not math.isfinite(loss.item()):
-                raise CurateError(
-                    f"{key}.learning_rate={settings.learning_rate}: the loss is not finite after "
-                    f"{step} steps; lower it"
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        except torch.cuda.OutOfMemoryError:
-            raise CurateError(
-                f"{key}.batch_size={settings.batch_size}: over the GPU's memory; "
-                "lower it, or image_px"
-            ) from None
-        log.info("%s: step %d: loss %.4f", key, step + 1, loss.item())
+    seed: int,
+) -> Figures:
+    return protocol(encoders.build(bench.encoder), settings, bench.limits, seed, device_here())

@@ -26,16 +26,19 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 from curate.embedding.encoders import Encoder
 from curate.errors import CurateError
-from curate.evaluate.annotations import LONGEST, Boxes, Scene, fitted, read_boxes, read_image
+from curate.evaluate.annotated import LONGEST, fitted, read_image
+from curate.evaluate.boxes import Boxes, Scene, read_boxes
 from curate.evaluate.dense import (
     STAGES,
-    descend,
-    loaded,
+    figures_of,
     resnet_of,
     seeded,
     shuffled,
     strides_of,
 )
+from curate.evaluate.descent import descend, sgd
+from curate.evaluate.loading import loaded
+from curate.evaluate.subject import Result, Subject
 from curate.images import Preprocessing
 from curate.settings import DetectionSettings, ImageSettings
 
@@ -51,7 +54,7 @@ FLIPS = 1  # stream of random numbers
 
 
 @dataclass(frozen=True)
-class Found:
+class Detections:
     """What a detector finds in one image."""
 
     boxes: NDArray[np.float64]  # (N, 4) left, top, right, bottom in px
@@ -60,13 +63,21 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One image at the network's size."""
+class ScaledScene:
+    """A scene at the network's size, with the boxes to train on."""
 
     pixels: Tensor  # (H, W, 3) uint8
     scale: NDArray[np.float64]  # (4,) of boxes: px here for a px of the image
     boxes: Tensor  # (N, 4) px here
     labels: Tensor  # (N,) from 1: 0 is the background
+
+
+def check(subject: Subject) -> None:
+    """Nothing: `detection` reads all of both sets before it trains."""
+
+
+def run(subject: Subject) -> Iterator[Result]:
+    return figures_of("detection", detection, subject.evaluation.detection, subject)
 
 
 def detection(
@@ -88,14 +99,14 @@ def detection(
     _coco_tool("coco")  # before hours of training
     network = resnet_of(encoder, "detection")
     train = read_boxes(settings.train, f"{KEY}.train")
-    test = read_boxes(settings.test, f"{KEY}.test").told_by(train.classes, f"{KEY}.test")
+    test = read_boxes(settings.test, f"{KEY}.test").in_classes(train.classes, f"{KEY}.test")
     for boxes, name in ((train, "train"), (test, "test")):
         if not boxes.counted():
             raise CurateError(
                 f"{KEY}.{name}.annotations: no box in any image that is not a crowd or difficult; "
                 "name annotations that have some"
             )
-    for _ in _samples(test, settings, limits):  # what cannot be read is told before training
+    for _ in _scaled_scenes(test, settings, limits):  # what cannot be read is told before training
         pass
     with seeded(seed, device):
         model = faster_rcnn(network, len(train.classes), settings.image_px, encoder.preprocessing)
@@ -106,7 +117,9 @@ def detection(
     return {"mAP": mean, "mAP50": at_half, "images": float(len(test.scenes))}
 
 
-def faster_rcnn(network: ResNet, classes: int, image_px: int, eye: Preprocessing) -> FasterRCNN:
+def faster_rcnn(
+    network: ResNet, classes: int, image_px: int, preprocessing: Preprocessing
+) -> FasterRCNN:
     """torchvision's detector on a timm ResNet, which becomes a part of it.
 
     classes: without the background. Anchors go by the strides of the feature maps, so that an
@@ -128,14 +141,14 @@ def faster_rcnn(network: ResNet, classes: int, image_px: int, eye: Preprocessing
         classes + 1,
         min_size=[round(scale * image_px) for scale in SCALES],  # the last one when tested
         max_size=round(LONGEST * image_px),
-        image_mean=list(eye.mean),
-        image_std=list(eye.std),
+        image_mean=list(preprocessing.mean),
+        image_std=list(preprocessing.std),
         rpn_anchor_generator=anchors,
         box_batch_size_per_image=REGIONS,
     )
 
 
-def average_precision(truth: Boxes, found: list[Found]) -> tuple[float, float]:
+def average_precision(truth: Boxes, found: list[Detections]) -> tuple[float, float]:
     """COCO's mAP over IoU 0.50, 0.55 … 0.95, and that at 0.50; found: one entry a scene.
 
     By pycocotools: precision at 101 recalls, the 100 best boxes of an image, the mean over the
@@ -187,22 +200,30 @@ def _train(
     seed: int,
     device: torch.device,
 ) -> None:
-    def load(entry: tuple[int, int]) -> Sample:
+    def load(entry: tuple[int, int]) -> ScaledScene:
         epoch, row = entry
         flip = np.random.default_rng([seed, FLIPS, epoch, row]).random() < 0.5
-        return _sample(train.scenes[row], settings.image_px, limits, flip=flip)
+        return _scaled(train.scenes[row], settings.image_px, limits, flip=flip)
 
-    def loss_of(batch: list[Sample]) -> Tensor:
+    def loss_of(batch: list[ScaledScene]) -> Tensor:
         targets = [
-            {"boxes": sample.boxes.to(device), "labels": sample.labels.to(device)}
-            for sample in batch
+            {"boxes": scene.boxes.to(device), "labels": scene.labels.to(device)} for scene in batch
         ]
-        losses: dict[str, Tensor] = model([_on(device, sample) for sample in batch], targets)
+        losses: dict[str, Tensor] = model([_on(device, scene) for scene in batch], targets)
         return torch.stack(list(losses.values())).sum()
 
     batches = shuffled(len(train.scenes), settings.batch_size, settings.epochs, seed)
     steps = len(batches)
-    descend(model, loss_of, loaded(load, batches), lambda step: rate_at(step, steps), settings, KEY)
+    optimizer = sgd([(model, settings.learning_rate)], settings.weight_decay)
+    model.train()
+    descend(
+        optimizer,
+        loss_of,
+        loaded(load, batches),
+        lambda step: rate_at(step, steps),
+        settings,
+        KEY,
+    )
 
 
 @torch.inference_mode()
@@ -212,34 +233,35 @@ def _detect(
     settings: DetectionSettings,
     limits: ImageSettings,
     device: torch.device,
-) -> list[Found]:
+) -> list[Detections]:
     model.eval()
     found = []
-    for batch in _samples(test, settings, limits):
-        for sample, told in zip(batch, model([_on(device, s) for s in batch]), strict=True):
+    for batch in _scaled_scenes(test, settings, limits):
+        answers = model([_on(device, scene) for scene in batch])
+        for scene, answer in zip(batch, answers, strict=True):
             found.append(
-                Found(
-                    told["boxes"].cpu().numpy().astype(np.float64) / sample.scale,
-                    told["labels"].cpu().numpy() - 1,
-                    told["scores"].cpu().numpy().astype(np.float64),
+                Detections(
+                    answer["boxes"].cpu().numpy().astype(np.float64) / scene.scale,
+                    answer["labels"].cpu().numpy() - 1,
+                    answer["scores"].cpu().numpy().astype(np.float64),
                 )
             )
     return found
 
 
-def _samples(
+def _scaled_scenes(
     boxes: Boxes, settings: DetectionSettings, limits: ImageSettings
-) -> Iterator[list[Sample]]:
+) -> Iterator[list[ScaledScene]]:
     """Every image in order, in batches."""
 
-    def load(scene: Scene) -> Sample:
-        return _sample(scene, settings.image_px, limits)
+    def load(scene: Scene) -> ScaledScene:
+        return _scaled(scene, settings.image_px, limits)
 
     size, scenes = settings.batch_size, boxes.scenes
     return loaded(load, (scenes[start : start + size] for start in range(0, len(scenes), size)))
 
 
-def _sample(scene: Scene, px: int, limits: ImageSettings, *, flip: bool = False) -> Sample:
+def _scaled(scene: Scene, px: int, limits: ImageSettings, *, flip: bool = False) -> ScaledScene:
     """The image at test size and the boxes to train on; torchvision's own resizing, without
     antialiasing, then has little or nothing left to do."""
     image = read_image(scene.image, limits, lambda w, h: min(fitted(w, h, px)))
@@ -257,7 +279,7 @@ def _sample(scene: Scene, px: int, limits: ImageSettings, *, flip: bool = False)
     if flip:
         pixels = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
-    return Sample(
+    return ScaledScene(
         torch.from_numpy(np.array(pixels)),
         scale,
         torch.from_numpy(boxes).float(),
@@ -265,9 +287,9 @@ def _sample(scene: Scene, px: int, limits: ImageSettings, *, flip: bool = False)
     )
 
 
-def _on(device: torch.device, sample: Sample) -> Tensor:
+def _on(device: torch.device, scene: ScaledScene) -> Tensor:
     """(3, H, W) of 0 … 1; the detector subtracts the mean itself."""
-    return sample.pixels.to(device).permute(2, 0, 1).float() / 255
+    return scene.pixels.to(device).permute(2, 0, 1).float() / 255
 
 
 def _coco_box(image: int, box: NDArray[np.float64], label: np.int64) -> dict[str, object]:

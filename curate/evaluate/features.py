@@ -2,72 +2,76 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from curate.dataset.training_set import TrainingSet
+from curate.dataset.training_set import TrainingSet, on_this_machine
 from curate.embedding import encoders
 from curate.evaluate.bench import Bench, device_here
+from curate.evaluate.loading import loaded
 from curate.images import EncodedImage, Preprocessing, Refused, resize_crop
 from curate.settings import ImageSettings
 
 BATCH = 256
+LEAST_BATCHES = 2  # of a task, which has an encoder to build first
 GREY = 128  # of what stands for an image that cannot be decoded
 
 
-@dataclass(frozen=True)
-class Features:
-    """Of two sets, image by image, labelled or not: unit rows."""
+def parts_of(images: int, at_once: int) -> list[tuple[int, int]]:
+    """First row and last + 1 of each of about `at_once` tasks: whole batches, so that features do
+    not depend on how many tasks there are."""
+    size = max(LEAST_BATCHES * BATCH, -(-images // (at_once * BATCH)) * BATCH)
+    return [(start, min(start + size, images)) for start in range(0, images, size)]
 
-    train: NDArray[np.float32]  # (N, D)
-    test: NDArray[np.float32]  # (M, D)
 
-
-def features_of_sets(bench: Bench) -> Features:
-    encoder = encoders.build(bench.encoder)
-    train, test = (
-        features_of(
-            encoder.module, encoder.preprocessing, bench.limits, images, np.arange(len(images))
-        )
-        for images in bench.open_sets()
+def features_of_part(bench: Bench, folder: str, part: tuple[int, int]) -> NDArray[np.float32]:
+    """A training set's images from part[0] to part[1] - 1 → (N, D) unit rows."""
+    encoder, device = encoders.build(bench.encoder), device_here()
+    return features_of(
+        encoder.module.to(device).to(memory_format=torch.channels_last),
+        encoder.preprocessing,
+        bench.limits,
+        TrainingSet(on_this_machine(folder)),
+        np.arange(*part),
+        device,
+        decoders=bench.decoders,
     )
-    return Features(train, test)
 
 
 @torch.no_grad()
 def features_of(
     module: nn.Module,
-    eye: Preprocessing,
+    preprocessing: Preprocessing,
     limits: ImageSettings,
     images: TrainingSet,
     rows: NDArray[np.int64],
-    device: torch.device | None = None,
+    device: torch.device,
+    *,
+    decoders: int = 0,
     bf16: bool = False,
     unit: bool = True,
 ) -> NDArray[np.float32]:
     """The images at `rows` → (N, D). The module is left in the mode it was in.
 
-    eye: how it sees an image; limits: an image beyond them counts as a grey one;
-    device: where the module is; None moves it to a GPU where there is one;
+    limits: an image beyond them counts as a grey one; device: where the module is;
+    decoders: threads that decode ahead of the module, 0 between batches;
     unit: rows of length one, else as the module gives them.
     """
-    if device is None:
-        device = device_here()
-        module = module.to(device).to(memory_format=torch.channels_last)
-    mean = torch.tensor(eye.mean, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(eye.std, device=device).view(1, 3, 1, 1)
+    mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
+
+    def centre(row: int) -> NDArray[np.uint8]:
+        return _centre(images.image(row), preprocessing, limits)
+
+    batches = (rows[start : start + BATCH].tolist() for start in range(0, len(rows), BATCH))
     training = module.training
     module.eval()
     found = []
-    for start in range(0, len(rows), BATCH):
-        places = rows[start : start + BATCH]
-        pixels = np.stack([_centre(images.image(int(place)), eye, limits) for place in places])
-        batch = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
-        batch = ((batch - mean) / std).contiguous(memory_format=torch.channels_last)
+    for crops in loaded(centre, batches, decoders):
+        pixels = torch.from_numpy(np.stack(crops)).to(device).permute(0, 3, 1, 2).float() / 255
+        batch = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             features = module(batch).float()
         if unit:
@@ -77,10 +81,10 @@ def features_of(
     return np.concatenate(found)
 
 
-def _centre(data: bytes, eye: Preprocessing, limits: ImageSettings) -> NDArray[np.uint8]:
-    px = eye.image_px
+def _centre(data: bytes, preprocessing: Preprocessing, limits: ImageSettings) -> NDArray[np.uint8]:
+    px = preprocessing.image_px
     try:
-        image = EncodedImage(data, limits).decode(round(px / eye.crop_fraction))
+        image = EncodedImage(data, limits).decode(round(px / preprocessing.crop_fraction))
     except Refused:
         return np.full((px, px, 3), GREY, np.uint8)
-    return resize_crop(image, px, eye.crop_fraction)
+    return resize_crop(image, px, preprocessing.crop_fraction)

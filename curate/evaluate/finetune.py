@@ -8,14 +8,41 @@ encoder brought along.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from curate.cluster import results
+from curate.evaluate.accuracy import Accuracy
 from curate.evaluate.bench import Bench
-from curate.evaluate.linear import Accuracy
+from curate.evaluate.subject import Result, Subject, Timed, accuracies, on_gpu
 from curate.evaluate.supervised import train_and_test
 from curate.settings import FinetuneSettings
+
+
+def check(subject: Subject) -> None:
+    """Raises CurateError for labels that do not fit."""
+    _ = subject.labels
+
+
+def run(subject: Subject) -> Iterator[Result]:
+    """Of each fraction."""
+    settings, bench = subject.evaluation.finetune, subject.bench
+    tasks = {
+        fraction: [on_gpu(finetune, bench, settings, fraction, seed) for seed in subject.seeds]
+        for fraction in settings.fractions
+    }
+    for fraction, waiting in tasks.items():
+        runs: list[Timed[tuple[Accuracy, int]]] = results(waiting)
+        found = [(accuracy, seconds) for (accuracy, _), seconds in runs]
+        config = {
+            **settings.model_dump(exclude={"fractions"}),
+            "fraction": fraction,
+            "images": runs[0][0][1],
+        }
+        what = f"fine-tuned on {100 * fraction:g} %"
+        yield from accuracies(what, found, subject.labels.test_images, config)
 
 
 def stratified(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.int64]:
@@ -24,27 +51,27 @@ def stratified(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray
     Of one seed, a smaller fraction's rows are among a larger one's.
     """
     rng = np.random.default_rng(seed)
-    chosen = []
+    drawn = []
     for number in np.unique(labels[labels >= 0]):
         rows = rng.permutation(np.flatnonzero(labels == number))
-        chosen.append(rows[: max(1, round(fraction * len(rows)))])
-    return np.sort(np.concatenate(chosen))
+        drawn.append(rows[: max(1, round(fraction * len(rows)))])
+    return np.sort(np.concatenate(drawn))
 
 
 def finetune(
-    bench: Bench, told: FinetuneSettings, fraction: float, seed: int
+    bench: Bench, settings: FinetuneSettings, fraction: float, seed: int
 ) -> tuple[Accuracy, int]:
     """Accuracy on centre crops, and how many images were trained on. The seed decides which they
     are, their order and crops, and the head's first weights.
 
     Raises CurateError for an encoder that cannot be had, or labels that do not fit.
     """
-    rates = {"encoder": told.learning_rate, "head": told.head_learning_rate}
+    rates = {"encoder": settings.learning_rate, "head": settings.head_learning_rate}
 
     def drawn(labels: NDArray[np.int64]) -> NDArray[np.int64]:
         return stratified(labels, fraction, seed)
 
-    return train_and_test(bench, told, seed, drawn, rates, rate, "evaluate.finetune")
+    return train_and_test(bench, settings, seed, drawn, rates, rate, "evaluate.finetune")
 
 
 def rate(progress: float) -> float:

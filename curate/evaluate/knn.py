@@ -1,42 +1,41 @@
-"""Weighted nearest-neighbour classification: how well an encoder's features know the classes as
-they are, with nothing trained on them.
-
-Wu et al. 2018, arXiv:1805.01978, section 3.4, with the temperature of DINO's and SimCore's code.
-"""
+"""kNN: what the features of centre crops know of the classes, with nothing trained on them."""
 
 from __future__ import annotations
 
-import faiss
+from collections.abc import Iterator
+
 import numpy as np
+import ray
 from numpy.typing import NDArray
 
-TEMPERATURE = 0.07
-ROWS_AT_ONCE = 4096  # queries; votes of 1,000 classes for so many take 33 MB
+from curate.cluster import results
+from curate.errors import CurateError
+from curate.evaluate.accuracy import Accuracy, accuracy
+from curate.evaluate.bench import Labels
+from curate.evaluate.neighbours import knn_predict
+from curate.evaluate.subject import Result, Subject, accuracies, on_cpu
 
 
-def knn_predict(
-    train: NDArray[np.float32],
-    train_labels: NDArray[np.int64],
-    test: NDArray[np.float32],
-    classes: int,
-    k: int,
-    temperature: float = TEMPERATURE,
-) -> NDArray[np.int64]:
-    """train (N, D), test (M, D), unit rows; labels 0 … classes - 1 → (M,) predicted labels.
+def check(subject: Subject) -> None:
+    """Raises CurateError for labels that do not fit, and more neighbours than images."""
+    images, most = subject.labels.train_images, max(subject.evaluation.k)
+    if most > images:
+        raise CurateError(f"evaluate.k: k={most} neighbours of {images} images; lower k")
 
-    The k nearest neighbours vote with exp(similarity / temperature); of equals the first class
-    wins. Raises ValueError where there are fewer than k.
-    """
-    if len(train) < k:
-        raise ValueError(f"k={k} neighbours of {len(train)} images; lower k")
-    index = faiss.IndexFlatIP(train.shape[1])
-    index.add(np.ascontiguousarray(train, np.float32))
-    predicted = np.empty(len(test), np.int64)
-    for start in range(0, len(test), ROWS_AT_ONCE):
-        queries = np.ascontiguousarray(test[start : start + ROWS_AT_ONCE], np.float32)
-        similarity, neighbours = index.search(queries, k)  # (m, k)
-        weights = np.exp(similarity.astype(np.float64) / temperature)
-        votes = np.zeros((len(queries), classes))
-        np.add.at(votes, (np.arange(len(queries))[:, None], train_labels[neighbours]), weights)
-        predicted[start : start + len(queries)] = votes.argmax(1)
-    return predicted
+
+def run(subject: Subject) -> Iterator[Result]:
+    features, labels = subject.features, ray.put(subject.labels)
+    tasks = [
+        on_cpu(knn_accuracy, features.train, features.test, labels, k) for k in subject.evaluation.k
+    ]
+    for k, found in zip(subject.evaluation.k, results(tasks), strict=True):
+        yield from accuracies(f"kNN, k = {k}", [found], subject.labels.test_images, {"k": k})
+
+
+def knn_accuracy(
+    train: NDArray[np.float32], test: NDArray[np.float32], labels: Labels, k: int
+) -> Accuracy:
+    """train (N, D), test (M, D), unit rows of all images; those without a label are left out."""
+    known, asked = labels.train >= 0, labels.test >= 0
+    predicted = knn_predict(train[known], labels.train[known], test[asked], len(labels.classes), k)
+    return accuracy(predicted, labels.test[asked])

@@ -1,70 +1,37 @@
-"""Linear probe on features that are computed once: logistic regression by L-BFGS, its
-regularisation chosen on a part of the training images.
-
-Features are standardised first, so that one grid serves every encoder.
-"""
+"""Linear probe: a linear head on features of centre crops."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
-from sklearn.preprocessing import StandardScaler
+import ray
 
-C_GRID = tuple(float(10**power) for power in np.arange(-5, 2.5, 0.5))  # inverse regularisation
-FOLDS = 5  # one of which is held out to choose by
-ITERATIONS = 1000
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    top1: float
-    mean_per_class: float
+from curate.cluster import results
+from curate.errors import CurateError
+from curate.evaluate.accuracy import Accuracy
+from curate.evaluate.logistic import linear_probe
+from curate.evaluate.subject import Result, Subject, Timed, accuracies, on_cpu
 
 
-def accuracy(predicted: NDArray[np.int64], labels: NDArray[np.int64]) -> Accuracy:
-    """Share of right predictions, over all and as the mean over the classes in `labels`."""
-    right = predicted == labels
-    per_class = [right[labels == number].mean() for number in np.unique(labels)]
-    return Accuracy(float(right.mean()), float(np.mean(per_class)))
+def check(subject: Subject) -> None:
+    """Raises CurateError for labels that do not fit."""
+    _ = subject.labels
 
 
-def linear_probe(
-    train: NDArray[np.float32],
-    train_labels: NDArray[np.int64],
-    test: NDArray[np.float32],
-    test_labels: NDArray[np.int64],
-    seed: int,
-) -> tuple[Accuracy, float]:
-    """train (N, D), test (M, D) → accuracy on test, and the C that was chosen.
-
-    The seed draws the part that is held out. Raises ValueError for a single class, and for one
-    with a single image.
-    """
-    classes, counts = np.unique(train_labels, return_counts=True)
-    if len(classes) < 2:
-        raise ValueError("a probe needs two classes at least")
-    if counts.min() < 2:
-        raise ValueError(
-            f"class {classes[counts.argmin()]} has one image to train on; two at least"
-        )
-    folds = StratifiedKFold(min(FOLDS, int(counts.min())), shuffle=True, random_state=seed)
-    fitted, held_out = next(iter(folds.split(train, train_labels)))
-    scores = [
-        _predict(train[fitted], train_labels[fitted], train[held_out], c) == train_labels[held_out]
-        for c in C_GRID
-    ]
-    best = C_GRID[int(np.argmax([score.mean() for score in scores]))]  # of equals the strictest
-    return accuracy(_predict(train, train_labels, test, best), test_labels), best
+def run(subject: Subject) -> Iterator[Result]:
+    features, labels = subject.features, subject.labels
+    train, test = ray.put(labels.train), ray.put(labels.test)
+    runs: list[Timed[tuple[Accuracy, float]]] = results(
+        [on_cpu(_probe, features.train, train, features.test, test, s) for s in subject.seeds]
+    )
+    found = [(accuracy, seconds) for (accuracy, _), seconds in runs]
+    config = {"C": [c for (_, c), _ in runs]}
+    yield from accuracies("linear probe", found, labels.test_images, config)
 
 
-def _predict(
-    train: NDArray[np.float32], labels: NDArray[np.int64], test: NDArray[np.float32], c: float
-) -> NDArray[np.int64]:
-    scaler = StandardScaler().fit(train)
-    model = LogisticRegression(C=c, max_iter=ITERATIONS).fit(scaler.transform(train), labels)
-    predicted: NDArray[np.int64] = model.predict(scaler.transform(test))
-    return predicted
+def _probe(*arguments: Any) -> tuple[Accuracy, float]:
+    try:
+        return linear_probe(*arguments)
+    except ValueError as error:
+        raise CurateError(f"evaluate.train: {error}") from error

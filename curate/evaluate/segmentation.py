@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
-from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from curate.embedding.encoders import Encoder
 from curate.errors import CurateError
-from curate.evaluate.annotations import Masked, fitted, read_image, read_mask, read_masks
-from curate.evaluate.dense import descend, dilated, loaded, resnet_of, seeded, shuffled
+from curate.evaluate.annotated import fitted, read_image
+from curate.evaluate.dense import STAGES, dilated, figures_of, resnet_of, seeded, shuffled
+from curate.evaluate.descent import descend, sgd
+from curate.evaluate.loading import loaded
+from curate.evaluate.masks import Masked, read_mask, read_masks
+from curate.evaluate.subject import Result, Subject
 from curate.images import Preprocessing
 from curate.settings import ImageSettings, SegmentationSettings
 
@@ -53,9 +56,17 @@ class Legend:
 
 
 @dataclass(frozen=True)
-class Sample:
+class MaskedPixels:
     pixels: NDArray[np.uint8]  # (H, W, 3)
     truth: NDArray[np.uint8]  # (h, w) classes and VOID: of a crop its size, else the mask's own
+
+
+def check(subject: Subject) -> None:
+    """Nothing: `segmentation` reads all of the test set before it trains."""
+
+
+def run(subject: Subject) -> Iterator[Result]:
+    return figures_of("segmentation", segmentation, subject.evaluation.segmentation, subject)
 
 
 def segmentation(
@@ -84,8 +95,8 @@ def segmentation(
         )
     legend = _legend(train, settings)
     void = True
-    for sample in _whole(test, legend, settings, limits):  # trouble is told before training
-        void &= bool((sample.truth == VOID).all())
+    for image in _whole(test, legend, settings, limits):  # trouble is told before training
+        void &= bool((image.truth == VOID).all())
     if void:
         raise CurateError(
             f"{KEY}.test: every pixel is of value {settings.ignore}; set {KEY}.ignore"
@@ -108,16 +119,19 @@ class DeepLab(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: ResNet, classes: int, eye: Preprocessing) -> None:
+    def __init__(self, network: ResNet, classes: int, preprocessing: Preprocessing) -> None:
         super().__init__()
-        self.body = IntermediateLayerGetter(network, {"layer4": "last"})
+        self.network = network
         self.head = DeepLabHead(int(network.num_features), classes)
-        self.register_buffer("mean", torch.tensor(eye.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(eye.std).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
         images = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        logits: Tensor = self.head(self.body(images)["last"])
+        maps = self.network.forward_intermediates(
+            images, indices=[len(STAGES)], intermediates_only=True
+        )
+        logits: Tensor = self.head(maps[0])
         return logits
 
 
@@ -187,22 +201,24 @@ def _train(
 ) -> None:
     fill = tuple(round(255 * float(value)) for value in model.mean.flatten())
 
-    def load(entry: tuple[int, int]) -> Sample:
+    def load(entry: tuple[int, int]) -> MaskedPixels:
         epoch, row = entry
         rng = np.random.default_rng([seed, CROPS, epoch, row])
         return _crop(train[row], legend, settings.image_px, limits, fill, rng)
 
-    def loss_of(batch: list[Sample]) -> Tensor:
-        pixels = torch.from_numpy(np.stack([sample.pixels for sample in batch])).to(device)
-        truth = torch.from_numpy(np.stack([sample.truth for sample in batch])).to(device).long()
+    def loss_of(batch: list[MaskedPixels]) -> Tensor:
+        pixels = torch.from_numpy(np.stack([image.pixels for image in batch])).to(device)
+        truth = torch.from_numpy(np.stack([image.truth for image in batch])).to(device).long()
         logits = nn.functional.interpolate(model(pixels), truth.shape[1:], mode="bilinear")
         total = nn.functional.cross_entropy(logits, truth, ignore_index=VOID, reduction="sum")
         return total / (truth != VOID).sum().clamp(min=1)  # there may be none at all
 
     batches = shuffled(len(train), settings.batch_size, settings.epochs, seed)
     steps = len(batches)
+    optimizer = sgd([(model, settings.learning_rate)], settings.weight_decay)
+    model.train()
     descend(
-        model,
+        optimizer,
         loss_of,
         loaded(load, batches),
         lambda step: (1 - step / steps) ** POWER,
@@ -223,27 +239,27 @@ def _confusion(
     model.eval()
     classes = len(legend.classes)
     confusion = np.zeros((classes, classes), np.int64)
-    for sample in _whole(test, legend, settings, limits):
-        [logits] = model(torch.from_numpy(sample.pixels)[None].to(device))
-        height, width = sample.truth.shape
-        confusion += confusion_of(sample.truth, predict(logits, (height, width)), classes)
+    for image in _whole(test, legend, settings, limits):
+        [logits] = model(torch.from_numpy(image.pixels)[None].to(device))
+        height, width = image.truth.shape
+        confusion += confusion_of(image.truth, predict(logits, (height, width)), classes)
     return confusion
 
 
 def _whole(
     pairs: list[Masked], legend: Legend, settings: SegmentationSettings, limits: ImageSettings
-) -> Iterator[Sample]:
+) -> Iterator[MaskedPixels]:
     """Every image in order, resized as `fitted` says; its mask as it is."""
 
-    def load(pair: Masked) -> Sample:
+    def load(pair: Masked) -> MaskedPixels:
         image = read_image(pair.image, limits, lambda w, h: min(fitted(w, h, settings.image_px)))
         mask = read_mask(pair.mask, image.size)
         resized = image.rgb.resize(
             fitted(*image.size, settings.image_px), Image.Resampling.BILINEAR, reducing_gap=2.0
         )
-        return Sample(np.array(resized), legend.read(mask, pair.mask))
+        return MaskedPixels(np.array(resized), legend.read(mask, pair.mask))
 
-    return (sample for [sample] in loaded(load, ([pair] for pair in pairs)))
+    return (image for [image] in loaded(load, ([pair] for pair in pairs)))
 
 
 def _crop(
@@ -253,7 +269,7 @@ def _crop(
     limits: ImageSettings,
     fill: tuple[int, ...],
     rng: np.random.Generator,
-) -> Sample:
+) -> MaskedPixels:
     """A px × px window of the image at a random scale, flipped or not; where the image is smaller,
     the rest is `fill` and VOID."""
     scale = rng.uniform(*SCALES)
@@ -275,4 +291,4 @@ def _crop(
     mask[:h, :w] = cut(truth, Image.Resampling.NEAREST)
     if rng.random() < 0.5:
         pixels, mask = pixels[:, ::-1], mask[:, ::-1]
-    return Sample(np.ascontiguousarray(pixels), np.ascontiguousarray(mask))
+    return MaskedPixels(np.ascontiguousarray(pixels), np.ascontiguousarray(mask))

@@ -9,22 +9,38 @@ BatchNorm statistics. And the last epoch counts; theirs is the best one on the t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
+from curate.cluster import results
+from curate.evaluate.accuracy import Accuracy
 from curate.evaluate.bench import Bench
-from curate.evaluate.linear import Accuracy
+from curate.evaluate.subject import Result, Subject, accuracies, on_gpu
 from curate.evaluate.supervised import train_and_test
 from curate.settings import SgdSettings
 
 
-def sgd_probe(bench: Bench, told: SgdSettings, seed: int) -> Accuracy:
+def check(subject: Subject) -> None:
+    """Raises CurateError for labels that do not fit."""
+    _ = subject.labels
+
+
+def run(subject: Subject) -> Iterator[Result]:
+    settings = subject.evaluation.sgd
+    found = results([on_gpu(sgd_probe, subject.bench, settings, seed) for seed in subject.seeds])
+    images = subject.labels.test_images
+    yield from accuracies("SGD probe", found, images, settings.model_dump())
+
+
+def sgd_probe(bench: Bench, settings: SgdSettings, seed: int) -> Accuracy:
     """Accuracy on centre crops. The seed decides order, crops and the head's first weights.
 
     Raises CurateError for an encoder that cannot be had, or labels that do not fit.
     """
-    rates = {"head": told.learning_rate}
-    found, _ = train_and_test(bench, told, seed, labelled, rates, rate, "evaluate.sgd")
+    rates = {"head": settings.learning_rate}
+    found, _ = train_and_test(bench, settings, seed, labelled, rates, rate, "evaluate.sgd")
     return found
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -15,10 +14,10 @@ from curate.dataset.crops import CropDataset, loader
 from curate.dataset.training_set import TrainingSet
 from curate.dataset.views import shapes
 from curate.embedding import encoders
-from curate.errors import CurateError
-from curate.evaluate.bench import Bench, device_here, matched
+from curate.evaluate.accuracy import Accuracy, accuracy
+from curate.evaluate.bench import Bench, device_here, matched_labels
+from curate.evaluate.descent import descend, sgd
 from curate.evaluate.features import features_of
-from curate.evaluate.linear import Accuracy, accuracy
 from curate.images import Preprocessing
 from curate.settings import FinetuneSettings, ImageSettings, SgdSettings
 from curate.settings.recipes import View
@@ -30,7 +29,7 @@ ORDER = 2  # a stream of random numbers beside the loader's
 
 def train_and_test(
     bench: Bench,
-    told: SgdSettings | FinetuneSettings,
+    settings: SgdSettings | FinetuneSettings,
     seed: int,
     choose: Callable[[NDArray[np.int64]], NDArray[np.int64]],
     rates: dict[str, float],
@@ -39,12 +38,13 @@ def train_and_test(
 ) -> tuple[Accuracy, int]:
     """Accuracy on centre crops, and how many images were trained on.
 
-    choose: labels (N,), -1 for none, to the rows that are trained on; rates: at the start, of the
-    `head`, and of the `encoder`, which is frozen where it has none; rate and key: see `descend`.
+    choose: labels (N,), -1 for none, to the rows that are trained on; rates: at the peak, of the
+    `head`, and of the `encoder`, which is frozen where it has none; rate: progress, 0 … 1, to a
+    share of them; key: of the settings, named in errors.
     Steps are those of epochs over all labelled images, however few are chosen.
     """
     train, test = bench.open_sets()
-    labels = matched(train, test)
+    labels = matched_labels(train, test, "evaluate")
     rows, asked = choose(labels.train), np.flatnonzero(labels.test >= 0)
     encoder = encoders.build(bench.encoder)
     device = device_here()
@@ -54,9 +54,10 @@ def train_and_test(
     module = module.to(memory_format=torch.channels_last)
     head = new_head(encoder.feature_dim, len(labels.classes), seed).to(device)
     parts: dict[str, nn.Module] = {"encoder": module, "head": head}
-    optimizer = sgd([(parts[name], value) for name, value in rates.items()], told.weight_decay)
-    steps = told.epochs * steps_an_epoch(labels.train_images, told.batch_size)
-    crops = batches(
+    groups = [(parts[name], peak) for name, peak in rates.items()]
+    optimizer = sgd(groups, settings.weight_decay, nesterov=True)
+    steps = settings.epochs * steps_an_epoch(labels.train_images, settings.batch_size)
+    batches = crops(
         train,
         labels.train,
         rows,
@@ -64,36 +65,50 @@ def train_and_test(
         bench.limits,
         seed=seed,
         steps=steps,
-        batch_size=told.batch_size,
+        batch_size=settings.batch_size,
         device=device,
         decoders=bench.decoders,
     )
-
-    def logits(pixels: Tensor) -> Tensor:
-        with (
-            torch.set_grad_enabled(not frozen),
-            torch.autocast(device.type, torch.bfloat16, enabled=bf16),
-        ):
-            features: Tensor = module(pixels)
-        found: Tensor = head(features.float())
-        return found
-
-    descend(logits, crops, optimizer, rate, steps, told, key)
+    loss_of = _cross_entropy(module, head, frozen=frozen, bf16=bf16)
+    descend(optimizer, loss_of, batches, lambda step: rate(step / steps), settings, key)
     seen = features_of(
-        module, encoder.preprocessing, bench.limits, test, asked, device, bf16, unit=False
+        module,
+        encoder.preprocessing,
+        bench.limits,
+        test,
+        asked,
+        device,
+        decoders=bench.decoders,
+        bf16=bf16,
+        unit=False,
     )
     return accuracy(predicted_by(head, seen), labels.test[asked]), len(rows)
+
+
+def _cross_entropy(
+    module: nn.Module, head: nn.Linear, *, frozen: bool, bf16: bool
+) -> Callable[[tuple[Tensor, Tensor]], Tensor]:
+    def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
+        pixels, labels = batch
+        with (
+            torch.set_grad_enabled(not frozen),
+            torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16),
+        ):
+            features: Tensor = module(pixels)
+        return nn.functional.cross_entropy(head(features.float()), labels)
+
+    return loss_of
 
 
 def steps_an_epoch(images: int, batch_size: int) -> int:
     return -(-images // batch_size)
 
 
-def batches(
+def crops(
     images: TrainingSet,
     labels: NDArray[np.int64],
     rows: NDArray[np.int64],
-    eye: Preprocessing,
+    preprocessing: Preprocessing,
     limits: ImageSettings,
     *,
     seed: int,
@@ -107,21 +122,21 @@ def batches(
 
     labels (N,) of all the set's images; decoders: processes that decode ahead.
     """
-    dataset = CropDataset(images, shapes((CROP,), eye.image_px), limits, seed, noise=0)
-    prepare = Augment(eye.mean, eye.std, device)
-    wanted = np.zeros(len(images), bool)
-    wanted[rows] = True
-    places = places_of(rows, seed, steps, batch_size)
-    for crops in loader(dataset, places, decoders, device.type == "cuda"):
-        ids = crops.ids.numpy()
+    dataset = CropDataset(images, shapes((CROP,), preprocessing.image_px), limits, seed, noise=0)
+    prepare = Augment(preprocessing.mean, preprocessing.std, device)
+    trained_on = np.zeros(len(images), bool)
+    trained_on[rows] = True
+    order = rows_of_batches(rows, seed, steps, batch_size)
+    for batch in loader(dataset, order, decoders, device.type == "cuda"):
+        ids = batch.ids.numpy()
         # What stands in for an image that cannot be decoded may lie outside of `rows`
-        keep = torch.from_numpy(wanted[ids])
+        keep = torch.from_numpy(trained_on[ids])
         if keep.any():
-            pixels = prepare(crops.pixels[0][keep], crops.parameters[0][keep])
+            pixels = prepare(batch.pixels[0][keep], batch.parameters[0][keep])
             yield pixels, torch.from_numpy(labels[ids])[keep].to(device)
 
 
-def places_of(
+def rows_of_batches(
     rows: NDArray[np.int64], seed: int, steps: int, batch_size: int
 ) -> Iterator[list[tuple[int, int]]]:
     """(epoch, row) of each batch's images. An epoch has each row once, in batches of nearly equal
@@ -147,45 +162,3 @@ def predicted_by(head: nn.Linear, features: NDArray[np.float32]) -> NDArray[np.i
     device = head.weight.device
     found: NDArray[np.int64] = head(torch.from_numpy(features).to(device)).argmax(1).cpu().numpy()
     return found
-
-
-def sgd(groups: list[tuple[nn.Module, float]], weight_decay: float) -> torch.optim.SGD:
-    """groups: modules, each with its learning rate at the start."""
-    parts = [{"params": list(part.parameters()), "lr": rate, "peak": rate} for part, rate in groups]
-    return torch.optim.SGD(parts, momentum=0.9, weight_decay=weight_decay, nesterov=True)
-
-
-def descend(
-    logits_of: Callable[[Tensor], Tensor],
-    crops: Iterable[tuple[Tensor, Tensor]],
-    optimizer: torch.optim.SGD,
-    rate: Callable[[float], float],
-    steps: int,
-    told: SgdSettings | FinetuneSettings,
-    key: str,
-) -> None:
-    """SGD over `steps` batches; rate: progress, 0 … 1, to a share of each group's learning rate.
-
-    Raises CurateError for a loss that is not finite, and for a batch beyond the GPU's memory.
-    """
-    for step, (pixels, wanted) in enumerate(crops):
-        set_rates(optimizer, rate(step / steps))
-        try:
-            loss = nn.functional.cross_entropy(logits_of(pixels), wanted)
-            if not math.isfinite(loss.item()):
-                raise CurateError(
-                    f"{key}.learning_rate={told.learning_rate:g}: the loss is not finite after "
-                    f"{step} steps; lower it"
-                )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        except torch.cuda.OutOfMemoryError:
-            raise CurateError(
-                f"{key}.batch_size={told.batch_size}: over the GPU's memory; lower it"
-            ) from None
-
-
-def set_rates(optimizer: torch.optim.SGD, factor: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from curate.dataset.training_set import TrainingSet, on_this_machine
-from curate.errors import CurateError
+from curate.dataset.training_set import TrainingSet
+from curate.evaluate.bench import Labels, matched_labels, open_sets
 from curate.evaluate.features import features_of
-from curate.evaluate.knn import knn_predict
+from curate.evaluate.neighbours import knn_predict
 from curate.images import Preprocessing
 from curate.settings import ImageSettings
 
@@ -24,34 +24,34 @@ class Probe:
     k: int
 
 
-def open_probe(probe: Probe) -> tuple[TrainingSet, TrainingSet]:
+def open_probe(probe: Probe) -> tuple[TrainingSet, TrainingSet, Labels]:
     """Its two sets. Raises CurateError where their labels do not fit."""
-    train, test = (TrainingSet(on_this_machine(folder)) for folder in (probe.train, probe.test))
-    for name, images in (("train", train), ("test", test)):
-        if not images.classes:
-            raise CurateError(f"probe.{name}: no image has a label, which a probe needs")
-    missing = sorted(set(test.classes) - set(train.classes))
-    if missing:
-        raise CurateError(f"probe.test: class {missing[0]} is not in probe.train")
-    return train, test
+    train, test = open_sets(probe.train, probe.test)
+    return train, test, matched_labels(train, test, "probe")
 
 
 def knn_accuracy(
     probe: Probe,
     module: nn.Module,
-    eye: Preprocessing,
+    preprocessing: Preprocessing,
     limits: ImageSettings,
     device: torch.device,
+    *,
     bf16: bool,
+    decoders: int,
 ) -> float:
-    """Share of the test images whose class the training images' votes give."""
-    train, test = open_probe(probe)
-    rows = [np.flatnonzero(images.labels >= 0) for images in (train, test)]
-    number = np.array([train.classes.index(name) for name in test.classes])
+    """Share of the test images whose class the training images' votes give.
+
+    decoders: threads that decode ahead of the module.
+    """
+    train, test, labels = open_probe(probe)
+    known_rows, asked_rows = np.flatnonzero(labels.train >= 0), np.flatnonzero(labels.test >= 0)
     known, asked = (
-        features_of(module, eye, limits, images, places, device, bf16)
-        for images, places in zip((train, test), rows, strict=True)
+        features_of(
+            module, preprocessing, limits, images, rows, device, decoders=decoders, bf16=bf16
+        )
+        for images, rows in ((train, known_rows), (test, asked_rows))
     )
     k = min(probe.k, len(known))
-    predicted = knn_predict(known, train.labels[rows[0]], asked, len(train.classes), k)
-    return float((predicted == number[test.labels[rows[1]]]).mean())
+    predicted = knn_predict(known, labels.train[known_rows], asked, len(labels.classes), k)
+    return float((predicted == labels.test[asked_rows]).mean())

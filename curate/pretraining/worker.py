@@ -291,6 +291,13 @@ class _Worker:
 
     def _knn(self, probe: Probe) -> float:
         trainer, job = self.trainer, self.job
-        eye = Preprocessing(job.plan.image_px, job.crop_fraction, trainer.mean, trainer.std)
-        module = trainer.method.encoder()
-        return knn_accuracy(probe, module, eye, job.limits, trainer.device, trainer.bf16)
+        px, mean, std = job.plan.image_px, trainer.mean, trainer.std
+        return knn_accuracy(
+            probe,
+            trainer.method.encoder(),
+            Preprocessing(px, job.crop_fraction, mean, std),
+            job.limits,
+            trainer.device,
+            bf16=trainer.bf16,
+            decoders=job.loader_workers or job.threads - 1,  # no more than its CPUs
+        )

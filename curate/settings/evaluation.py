@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from curate.settings.base import AbsolutePath, Label, Path, Settings, Share
 from curate.settings.sources import LabelledSource
 
-Protocol = Literal[
-    "linear", "knn", "sgd", "finetune", "attributes", "detection", "segmentation", "selection"
-]
+OnLabelledSets = Literal["linear", "knn", "sgd", "finetune", "attributes"]  # train and test
+OnOwnData = Literal["detection", "segmentation", "selection"]
+Protocol = Literal[OnLabelledSets, OnOwnData]
 
 
 class SgdSettings(Settings):
@@ -91,6 +91,11 @@ class EvaluateSettings(Settings):
     segmentation: SegmentationSettings | None = None
     oracle: list[Label] | None = None  # labels that a perfect selection would take
 
+    @property
+    def needs_labelled_sets(self) -> bool:
+        """Whether any of the protocols measures on `train` and `test`."""
+        return not set(self.protocols) <= set(get_args(OnOwnData))
+
     @model_validator(mode="after")
     def _complete(self) -> EvaluateSettings:
         for name in ("attributes", "detection", "segmentation"):
@@ -98,8 +103,7 @@ class EvaluateSettings(Settings):
                 raise ValueError(f"{name}: missing; protocol {name} needs it")
         if "selection" in self.protocols and not self.oracle:
             raise ValueError("oracle: missing; protocol selection needs a list of labels")
-        own = {"detection", "segmentation", "selection"}
-        if set(self.protocols) - own and (self.train is None or self.test is None):
+        if self.needs_labelled_sets and (self.train is None or self.test is None):
             missing = "train" if self.train is None else "test"
             raise ValueError(f"{missing}: missing; name a labelled source")
         return self

@@ -14,14 +14,9 @@ import pytest
 from PIL import ExifTags, Image
 
 from curate.errors import CurateError
-from curate.evaluate.annotations import (
-    Boxes,
-    fitted,
-    read_boxes,
-    read_image,
-    read_mask,
-    read_masks,
-)
+from curate.evaluate.annotated import fitted, read_image
+from curate.evaluate.boxes import Boxes, read_boxes
+from curate.evaluate.masks import read_mask, read_masks
 from curate.settings import AnnotatedSettings, ImageSettings
 from tests import imagery
 from tests.evaluate import scenes
@@ -82,21 +77,21 @@ def test_voc_counts_pixels_from_1_to_the_last(folder: Path) -> None:
 def test_classes(folder: Path) -> None:
     coco = read_boxes(annotated(folder, "boxes.json"), KEY)
     assert coco.classes == ["blue", "red"]  # ids 3 and 7
-    assert coco.told_by(["x", "red", "blue"], KEY).classes == ["x", "red", "blue"]
-    assert [names for *_, names in named_boxes(coco.told_by(["x", "red", "blue"], KEY))] == [
+    assert coco.in_classes(["x", "red", "blue"], KEY).classes == ["x", "red", "blue"]
+    assert [names for *_, names in named_boxes(coco.in_classes(["x", "red", "blue"], KEY))] == [
         names for *_, names in named_boxes(coco)
     ]
     used = {name for *_, names in named_boxes(coco) for name in names}
     missing = sorted(used)[0]
     with pytest.raises(CurateError, match=rf"test\.annotations: class '{missing}' is not in"):
-        coco.told_by(["x"], "evaluate.detection.test")
+        coco.in_classes(["x"], "evaluate.detection.test")
 
 
 def test_a_class_that_is_declared_and_not_used_may_be_unknown(folder: Path, change: Any) -> None:
     change(lambda document: document["categories"].append({"id": 1, "name": "unicorn"}))
     found = read_boxes(annotated(folder, "boxes.json"), KEY)
     assert found.classes == ["unicorn", "blue", "red"]
-    assert named_boxes(found.told_by(["red", "blue"], KEY)) == named_boxes(found)
+    assert named_boxes(found.in_classes(["red", "blue"], KEY)) == named_boxes(found)
 
 
 def test_crowds_difficult_boxes_and_boxes_without_area(folder: Path, change: Any) -> None:

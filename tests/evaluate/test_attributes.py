@@ -13,7 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from curate.errors import CurateError
-from curate.evaluate.attributes import attribute_probe, attributes_of, matched, read_table
+from curate.evaluate.attributes import attributes_by_key, attributes_of, read_table
+from curate.evaluate.logistic import linear_probe
 from curate.settings import AttributesSettings
 from tests.evaluate.labelled import images_of, write_set
 
@@ -102,7 +103,7 @@ def test_attributes_that_nothing_can_be_learnt_from() -> None:
         fine = dict(zip(keys + test_keys, ["a", "a", "b", "b", *"aaaaa"], strict=False))
         table = {"fine": fine, "odd": {key: value for key, value in pairs if value is not None}}
         with pytest.raises(CurateError) as refused:
-            matched(table, keys, test_keys)
+            attributes_by_key(table, keys, test_keys)
         return str(refused.value)
 
     two = ["a", "a", "b", "b"]
@@ -117,9 +118,9 @@ def test_attributes_that_nothing_can_be_learnt_from() -> None:
     with pytest.raises(
         CurateError, match=r"no key is an image's of evaluate.train, whose first is x"
     ):
-        matched(table, ["x"], ["a"])
+        attributes_by_key(table, ["x"], ["a"])
     with pytest.raises(CurateError, match=r"of evaluate.test, whose first is y; the table has a"):
-        matched(table, ["a", "b"], ["y"])
+        attributes_by_key(table, ["a", "b"], ["y"])
 
 
 def test_a_head_sees_the_images_that_have_its_attribute() -> None:
@@ -134,9 +135,9 @@ def test_a_head_sees_the_images_that_have_its_attribute() -> None:
             if i % 3:
                 table["second"][name] = "high" if row[1] > 0 else "low"
     train[::3, 1] *= -1  # of images without the second attribute: a head that saw them would fail
-    first, second = matched(table, keys, test_keys)
+    first, second = attributes_by_key(table, keys, test_keys)
     for one, axis, known in ((first, 0, slice(None)), (second, 1, np.arange(90) % 3 > 0)):
-        found, chosen = attribute_probe(one, train, test, seed=0)
+        found, chosen = linear_probe(train, one.train, test, one.test, seed=0)
         scaler = StandardScaler().fit(train[known])
         model = LogisticRegression(C=chosen, max_iter=1000)
         model.fit(scaler.transform(train[known]), train[known][:, axis] > 0)

@@ -16,8 +16,8 @@ from PIL import Image
 from curate.embedding import encoders
 from curate.errors import CurateError
 from curate.evaluate import dense, detection
-from curate.evaluate.annotations import Boxes, Scene
-from curate.evaluate.detection import Found, average_precision
+from curate.evaluate.boxes import Boxes, Scene
+from curate.evaluate.detection import Detections, average_precision
 from curate.settings import DetectionSettings, ImageSettings
 from tests.evaluate import scenes
 
@@ -35,9 +35,9 @@ def truth_of(*images: list[tuple[int, list[float]]], classes: int = 2) -> Boxes:
     return Boxes([str(number) for number in range(classes)], found)
 
 
-def found_in(*images: list[tuple[int, list[float], float]]) -> list[Found]:
+def found_in(*images: list[tuple[int, list[float], float]]) -> list[Detections]:
     return [
-        Found(
+        Detections(
             np.array([box for _, box, _ in image], np.float64).reshape(-1, 4),
             np.array([label for label, *_ in image], np.int64),
             np.array([score for *_, score in image], np.float64),
@@ -85,7 +85,9 @@ def iou(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
     return both / float(np.prod(one[2:] - one[:2]) + np.prod(other[2:] - other[:2]) - both)
 
 
-def precision_in_loops(truth: Boxes, found: list[Found], label: int, threshold: float) -> float:
+def precision_in_loops(
+    truth: Boxes, found: list[Detections], label: int, threshold: float
+) -> float:
     """Best boxes first, each takes the free box that it overlaps most."""
     taken = [np.zeros(len(scene.boxes), bool) for scene in truth.scenes]
     guesses = sorted(
@@ -206,7 +208,7 @@ def test_without_learning_it_finds_little(folder: Path) -> None:
 def test_the_seed_decides(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = []
 
-    def look(model: Any, *_: Any) -> list[Found]:
+    def look(model: Any, *_: Any) -> list[Detections]:
         hashes.append(encoders.weights_hash(model))
         return found_in(*[[]] * 8)
 
@@ -225,7 +227,7 @@ def test_all_of_the_network_is_trained(folder: Path, monkeypatch: pytest.MonkeyP
     encoder.module.requires_grad_(False)
     bodies: list[dict[str, torch.Tensor]] = []
 
-    def look(model: Any, *_: Any) -> list[Found]:
+    def look(model: Any, *_: Any) -> list[Detections]:
         bodies.append(model.backbone.body.state_dict())
         return found_in(*[[]] * 8)
 
@@ -245,11 +247,11 @@ def test_a_sample_is_scaled_flipped_and_clipped(tmp_path: Path) -> None:
     ignored = np.array([False] * 4 + [True])
     scene = Scene(uri, np.array(rows, np.float64), np.arange(5), ignored, (100, 50))
     # 100 × 50 with a shorter side of 60 would be 120 wide, and 100 is the most
-    plain = detection._sample(scene, 60, ImageSettings())
+    plain = detection._scaled(scene, 60, ImageSettings())
     assert plain.pixels.shape == (50, 100, 3)
-    plain = detection._sample(scene, 25, ImageSettings())
+    plain = detection._scaled(scene, 25, ImageSettings())
     assert plain.pixels.shape == (21, 42, 3)
-    turned = detection._sample(scene, 100, ImageSettings(), flip=True)
+    turned = detection._scaled(scene, 100, ImageSettings(), flip=True)
     assert turned.pixels.shape == (84, 167, 3)
     np.testing.assert_allclose(turned.scale, [1.67, 1.68, 1.67, 1.68])
     x, y = 1.67, 1.68

@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsClassifier
 
-from curate.evaluate import knn
-from curate.evaluate.knn import TEMPERATURE, knn_predict
+from curate.evaluate import neighbours
+from curate.evaluate.neighbours import TEMPERATURE, knn_predict
 
 CLASSES = 7
 
@@ -83,7 +83,7 @@ def test_neighbours_of_themselves() -> None:
 @pytest.mark.parametrize("rows", [1, 7, 149, 150, 151])
 def test_queries_at_once_do_not_matter(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = predict(20)
-    monkeypatch.setattr(knn, "ROWS_AT_ONCE", rows)
+    monkeypatch.setattr(neighbours, "ROWS_AT_ONCE", rows)
     assert (predict(20) == expected).all()
 
 

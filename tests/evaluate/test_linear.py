@@ -7,7 +7,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from curate.evaluate.linear import C_GRID, accuracy, linear_probe
+from curate.evaluate.accuracy import accuracy
+from curate.evaluate.logistic import C_GRID, linear_probe
 
 
 def blobs(per_class: int, spread: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -58,3 +59,20 @@ def test_what_cannot_be_probed() -> None:
     lonely[0] = 2
     with pytest.raises(ValueError, match="class 2 has one image"):
         linear_probe(train, lonely, train, labels, seed=0)
+
+
+def test_rows_without_a_label_are_left_out() -> None:
+    """Theirs are features that would mislead, among the others and in the test."""
+    rng = np.random.default_rng(4)
+    train, test = (rng.normal(size=(n, 5)).astype(np.float32) for n in (80, 40))
+    labels, test_labels = ((x[:, 0] > 0).astype(np.int64) for x in (train, test))
+    expected = linear_probe(train, labels, test, test_labels, seed=0)
+    bare = -3 * train[:30]
+    found = linear_probe(
+        np.concatenate([bare, train]),
+        np.concatenate([np.full(30, -1), labels]),
+        np.concatenate([test, bare]),
+        np.concatenate([test_labels, np.full(30, -1)]),
+        seed=0,
+    )
+    assert found == expected

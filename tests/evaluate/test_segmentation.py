@@ -13,8 +13,8 @@ from PIL import Image
 
 from curate.embedding import encoders
 from curate.errors import CurateError
-from curate.evaluate import dense, segmentation
-from curate.evaluate.annotations import Masked
+from curate.evaluate import dense, descent, segmentation
+from curate.evaluate.masks import Masked
 from curate.evaluate.segmentation import VOID, confusion_of, intersection_over_union
 from curate.settings import ImageSettings, SegmentationSettings
 from tests.evaluate import scenes
@@ -163,16 +163,17 @@ def test_ignored_pixels_count_nowhere(tmp_path: Path, monkeypatch: pytest.Monkey
         scenes.write(tmp_path / name, images=2, seed=4)  # one blue, one red
     settings = told(tmp_path, ignore=0, epochs=1, classes=["ground", "red", "blue"])
     seen = []
-    step = dense.descend
+    descend = descent.descend
 
-    def look(model: Any, loss_of: Any, batches: Any, *rest: Any) -> None:
+    def look(optimizer: Any, loss_of: Any, batches: Any, *rest: Any) -> None:
         batches = list(batches)
         seen.extend(batches)
         blank = [
-            segmentation.Sample(one.pixels, np.full_like(one.truth, VOID)) for one in batches[0]
+            segmentation.MaskedPixels(one.pixels, np.full_like(one.truth, VOID))
+            for one in batches[0]
         ]
         assert loss_of(blank).item() == 0
-        step(model, loss_of, batches, *rest)
+        descend(optimizer, loss_of, batches, *rest)
 
     monkeypatch.setattr(segmentation, "descend", look)
     figures = run(settings)

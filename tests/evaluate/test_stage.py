@@ -6,7 +6,7 @@ import io
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,12 +22,13 @@ from curate.coreset.quality_on_ray import selection_quality
 from curate.embedding import encoders
 from curate.embedding.encoders import Embedder
 from curate.errors import CurateError
-from curate.evaluate.stage import evaluate, measure
+from curate.evaluate.stage import EVALUATORS, evaluate, measure
 from curate.pipeline import run
 from curate.runfiles import shards
 from curate.runfiles.run import Embedded, Run
 from curate.settings import EncoderSettings, RunSettings
 from curate.settings import load as config
+from curate.settings.evaluation import OnLabelledSets, OnOwnData, Protocol
 from tests.datasets import picture, write_merged
 from tests.evaluate import scenes
 
@@ -206,7 +207,7 @@ def dense(encoder: Any, told: Any, limits: Any, seed: int, device: Any) -> dict[
 def test_figures_of_protocols_with_images_of_their_own(
     document, tmp_path, ray_session, monkeypatch
 ) -> None:
-    monkeypatch.setattr("curate.evaluate.stage.detection", dense)
+    monkeypatch.setattr("curate.evaluate.detection.detection", dense)
     place = {"images": "somewhere", "annotations": "elsewhere"}
     own = {"protocols": ["detection"], "train": None, "test": None}
     settings = changed(document, tmp_path, **own, detection={"train": place, "test": place})
@@ -216,6 +217,11 @@ def test_figures_of_protocols_with_images_of_their_own(
     assert (mean.value, mean.std) == (pytest.approx(0.25), pytest.approx(0.05))
     assert (mean.seeds, mean.n) == (2, 7) and mean.config["epochs"] == 12
     assert found["detection, IoU here"].value == 0.5
+
+
+def test_the_table_has_the_protocols_that_the_settings_name() -> None:
+    assert tuple(EVALUATORS) == get_args(Protocol)
+    assert (*get_args(OnLabelledSets), *get_args(OnOwnData)) == get_args(Protocol)
 
 
 def test_several_encoders_on_the_same_sets(document, tmp_path, ray_session) -> None:
@@ -257,8 +263,8 @@ def test_encoders_that_do_not_fit(document, tmp_path, ray_session) -> None:
 
 def test_what_the_other_protocols_refuse(document, tmp_path, ray_session, monkeypatch) -> None:
     """Before anything is computed."""
-    monkeypatch.setattr("curate.evaluate.stage.features_of_sets", None)
-    monkeypatch.setattr("curate.evaluate.stage.sgd_probe", None)
+    monkeypatch.setattr("curate.evaluate.subject.features_of_part", None)
+    monkeypatch.setattr("curate.evaluate.sgd.sgd_probe", None)
 
     def refusal(**changes: Any) -> str:
         with pytest.raises(CurateError) as refused:

@@ -14,12 +14,13 @@ import torch
 from curate.dataset.training_set import TrainingSet
 from curate.embedding import encoders
 from curate.errors import CurateError
-from curate.evaluate import supervised
-from curate.evaluate.bench import labels_of, matched
+from curate.evaluate import descent, supervised
+from curate.evaluate.bench import labels_of, matched_labels
+from curate.evaluate.descent import set_learning_rates, sgd
 from curate.evaluate.features import features_of
 from curate.evaluate.finetune import finetune, stratified
 from curate.evaluate.sgd import sgd_probe
-from curate.evaluate.supervised import batches, new_head, places_of, predicted_by, set_rates, sgd
+from curate.evaluate.supervised import crops, new_head, predicted_by, rows_of_batches
 from curate.settings import FinetuneSettings, ImageSettings, SgdSettings
 from tests.evaluate.labelled import UNREADABLE, bench, images_of, write_set
 
@@ -59,15 +60,15 @@ def test_fractions_are_nested_and_drawn_by_the_seed() -> None:
 
 def test_an_epoch_has_each_image_once_in_even_batches() -> None:
     rows = np.array([3, 5, 8, 9, 11, 12, 20, 21, 22])
-    steps = list(places_of(rows, seed=0, steps=7, batch_size=4))
+    steps = list(rows_of_batches(rows, seed=0, steps=7, batch_size=4))
     assert [len(step) for step in steps] == [3, 3, 3, 3, 3, 3, 3]
     for epoch in (0, 1):
         part = steps[3 * epoch : 3 * epoch + 3]
         assert {e for step in part for e, _ in step} == {epoch}
         assert sorted(row for step in part for _, row in step) == rows.tolist()
     assert [row for _, row in steps[0]] != [row for _, row in steps[3]]
-    assert steps == list(places_of(rows, 0, 7, 4)) != list(places_of(rows, 1, 7, 4))
-    [only] = places_of(rows, 0, 1, 100)
+    assert steps == list(rows_of_batches(rows, 0, 7, 4)) != list(rows_of_batches(rows, 1, 7, 4))
+    [only] = rows_of_batches(rows, 0, 1, 100)
     assert len(only) == 9, "a set smaller than a batch makes one of itself"
 
 
@@ -75,11 +76,19 @@ def test_crops_are_anew_in_every_epoch_and_carry_their_labels(small) -> None:
     images = TrainingSet(small.train)
     labels = np.arange(len(images))  # a label of its own for each image
     rows = np.array([2, 17, 29])
-    eye = encoders.build(small.encoder).preprocessing
+    preprocessing = encoders.build(small.encoder).preprocessing
 
     def drawn(seed: int) -> list[dict[int, torch.Tensor]]:
-        found = batches(
-            images, labels, rows, eye, ImageSettings(), seed=seed, steps=2, batch_size=3, device=CPU
+        found = crops(
+            images,
+            labels,
+            rows,
+            preprocessing,
+            ImageSettings(),
+            seed=seed,
+            steps=2,
+            batch_size=3,
+            device=CPU,
         )
         return [dict(zip(wanted.tolist(), pixels, strict=True)) for pixels, wanted in found]
 
@@ -99,15 +108,15 @@ def test_no_image_from_outside_stands_in_for_one_that_cannot_be_read(tmp_path: P
     images[4] = (images[4][0], images[4][1], UNREADABLE)
     images[7] = (images[7][0], None, images[7][2])
     found = TrainingSet(write_set(tmp_path / "set", images))
-    eye = encoders.build(bench(tmp_path / "bench", 1, 1).encoder).preprocessing
+    preprocessing = encoders.build(bench(tmp_path / "bench", 1, 1).encoder).preprocessing
     rows = np.array([3, 4])  # 5 would take the place of 4
     got = [
         wanted.tolist()
-        for _, wanted in batches(
+        for _, wanted in crops(
             found,
             np.arange(9),
             rows,
-            eye,
+            preprocessing,
             ImageSettings(),
             seed=0,
             steps=3,
@@ -120,9 +129,9 @@ def test_no_image_from_outside_stands_in_for_one_that_cannot_be_read(tmp_path: P
 
 def test_rates_are_shares_of_each_ones_own() -> None:
     body, head = torch.nn.Linear(2, 2), new_head(2, 2, seed=0)
-    optimizer = sgd([(body, 0.01), (head, 0.5)], weight_decay=0.25)
-    set_rates(optimizer, 0.5)
-    set_rates(optimizer, 0.1)
+    optimizer = sgd([(body, 0.01), (head, 0.5)], weight_decay=0.25, nesterov=True)
+    set_learning_rates(optimizer, 0.5)
+    set_learning_rates(optimizer, 0.1)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.001, 0.05])
     assert all(g["weight_decay"] == 0.25 and g["nesterov"] for g in optimizer.param_groups)
 
@@ -149,7 +158,7 @@ def test_the_probe_is_softmax_regression_on_the_crops(small, monkeypatch) -> Non
     start = new_head(512, 3, seed=1)
     weights = np.c_[start.weight.detach().numpy(), start.bias.detach().numpy()].astype(np.float64)
     velocity = np.zeros_like(weights)
-    steps = batches(
+    steps = crops(
         train,
         train.labels,
         np.arange(30),
@@ -209,11 +218,11 @@ def test_features_as_they_come_or_of_length_one(small) -> None:
 def test_fine_tuning_learns_and_moves_the_encoder(small, monkeypatch) -> None:
     told = FinetuneSettings(epochs=12, batch_size=8, learning_rate=0.02)
     seen, steps = [], []
-    features, rates = supervised.features_of, supervised.set_rates
+    features, rates = supervised.features_of, descent.set_learning_rates
     monkeypatch.setattr(
         supervised, "features_of", lambda *a, **k: seen.append(a[0]) or features(*a, **k)
     )
-    monkeypatch.setattr(supervised, "set_rates", lambda o, f: steps.append(f) or rates(o, f))
+    monkeypatch.setattr(descent, "set_learning_rates", lambda o, f: steps.append(f) or rates(o, f))
     found, images = finetune(small, told, 1.0, seed=0)
     assert found.top1 > 0.6 and images == 30  # chance is a third
     before, after = encoders.build(small.encoder).module.state_dict(), seen[0].state_dict()
@@ -224,10 +233,8 @@ def test_fine_tuning_learns_and_moves_the_encoder(small, monkeypatch) -> None:
 
     steps.clear()
     asked = []
-    drawn = supervised.batches
-    monkeypatch.setattr(
-        supervised, "batches", lambda *a, **k: asked.append((a, k)) or drawn(*a, **k)
-    )
+    drawn = supervised.crops
+    monkeypatch.setattr(supervised, "crops", lambda *a, **k: asked.append((a, k)) or drawn(*a, **k))
     _, images = finetune(small, told.model_copy(update={"epochs": 1}), 0.2, seed=0)
     assert images == 6 and len(steps) == 4, "as many steps as the whole set takes"
     rows = asked[0][0][2]
@@ -251,19 +258,20 @@ def test_labels_mean_the_same_in_both_sets(tmp_path: Path) -> None:
 
 
 def test_labels_that_do_not_fit(tmp_path: Path) -> None:
-    def refusal(train: list, test: list) -> str:
+    def refusal(train: list, test: list, section: str = "evaluate") -> str:
         sets = [
             TrainingSet(write_set(tmp_path / f"{name}{len(list(tmp_path.iterdir()))}", images))
             for name, images in (("train", train), ("test", test))
         ]
         with pytest.raises(CurateError) as refused:
-            matched(*sets)
+            matched_labels(*sets, section)
         return str(refused.value)
 
     whole = images_of(2, 0)
     red = [one for one in whole if one[1] == "red"]
     bare = [(key, None, data) for key, _, data in whole]
     assert refusal(red, whole) == "evaluate.test: class blue is not in evaluate.train"
+    assert refusal(red, whole, "probe") == "probe.test: class blue is not in probe.train"
     assert refusal(red, red) == "evaluate.train: one class only, red; two at least"
     assert refusal(bare, whole).startswith("evaluate.train: no image has a label")
     assert refusal(whole, bare).startswith("evaluate.test: no image has a label")

@@ -1,11 +1,7 @@
-"""Images, and what is to be found in them: boxes of COCO's JSON or VOC's XML, or masks.
-
-Everything is about the image as it stands upright, by its EXIF.
-"""
+"""Boxes of images: COCO's JSON, or VOC's XML."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from collections.abc import Callable
@@ -15,20 +11,14 @@ from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from curate import storage
 from curate.errors import CurateError, one_line
-from curate.images import EncodedImage, Refused
-from curate.settings import AnnotatedSettings, ImageSettings
-from curate.sources.base import IMAGE_EXTENSIONS, Item, read_files
+from curate.evaluate.annotated import ANNOTATION_BYTES, Size, bytes_of, files_below
+from curate.settings import AnnotatedSettings
+from curate.sources.base import Item, read_files
 
 T = TypeVar("T")
-Size = tuple[int, int]  # width, height
 
-LONGEST = 5 / 3  # longer side for a shorter one of 1, at most: COCO's usual 1333 for 800
-ANNOTATION_BYTES = 8 << 30  # of one file at most; those of COCO's training set are 450 MB
-GREY_STEPS = {2: 85, 4: 17}  # Pillow stretches 2 and 4 bits to 0…255; by that much
 BROKEN = (KeyError, TypeError, ValueError, OverflowError, AttributeError)  # of JSON's own shape
 
 
@@ -53,7 +43,7 @@ class Boxes:
         """Boxes that are to be found."""
         return sum(int((~scene.ignored).sum()) for scene in self.scenes)
 
-    def told_by(self, classes: list[str], key: str) -> Boxes:
+    def in_classes(self, classes: list[str], key: str) -> Boxes:
         """The same boxes, their labels as places in `classes`.
 
         Raises CurateError for a box whose class is not among them.
@@ -71,14 +61,6 @@ class Boxes:
         return Boxes(classes, scenes)
 
 
-@dataclass(frozen=True)
-class Masked:
-    """An image and its mask: URIs."""
-
-    image: str
-    mask: str
-
-
 def read_boxes(settings: AnnotatedSettings, key: str) -> Boxes:
     """Every image that the annotations name, with its boxes; none is opened.
 
@@ -89,7 +71,7 @@ def read_boxes(settings: AnnotatedSettings, key: str) -> Boxes:
     key: the setting, named in errors. Raises CurateError where there are no annotations, for those
     that cannot be read, and for images that are not there.
     """
-    images = _files(settings.images, f"{key}.images")
+    images = files_below(settings.images, f"{key}.images")
     if settings.annotations.lower().endswith(".json"):
         found = _read_coco(settings, key, images)
     else:
@@ -99,98 +81,11 @@ def read_boxes(settings: AnnotatedSettings, key: str) -> Boxes:
     return found
 
 
-def read_masks(settings: AnnotatedSettings, key: str) -> list[Masked]:
-    """Every PNG in the folder of masks, with the image of the same path but for its extension;
-    images without a mask are left out.
-
-    key: the setting, named in errors. Raises CurateError where there is no mask, and for a mask
-    without an image.
-    """
-    named = f"{key}.annotations={settings.annotations}"
-    masks = {
-        path.rpartition(".")[0]: uri
-        for path, uri in _files(settings.annotations, f"{key}.annotations").items()
-        if path.lower().endswith(".png")
-    }
-    if not masks:
-        raise CurateError(f"{named}: no mask in it; name a folder of .png files")
-    images: dict[str, str] = {}
-    for path, uri in _files(settings.images, f"{key}.images").items():
-        stem, _, extension = path.rpartition(".")
-        if extension.lower() not in IMAGE_EXTENSIONS or uri == masks.get(stem):
-            continue
-        if stem in images and stem in masks:
-            raise CurateError(f"{images[stem]}, {uri}: one mask for both; keep one of them")
-        images[stem] = uri
-    for stem, uri in masks.items():
-        if stem not in images:
-            raise CurateError(
-                f"{uri}: no image {stem}.* in {key}.images={settings.images}; "
-                "add it, or take the mask out"
-            )
-    return [Masked(images[stem], uri) for stem, uri in masks.items()]
-
-
-def read_image(uri: str, limits: ImageSettings, px: Callable[[int, int], int]) -> Upright:
-    """px: the shorter side that is wanted of an image of this width and height; a JPEG may come
-    smaller than it is, but at least twice that.
-
-    Raises CurateError for an image that cannot be read, or is beyond the limits.
-    """
-    try:
-        image = EncodedImage(_bytes(uri, "", limits.max_bytes), limits)
-        return Upright(image.decode(px(*image.size)), image.size)
-    except Refused as refused:
-        raise CurateError(f"{uri}: {refused}; mend it, or take out its annotations") from refused
-
-
-@dataclass(frozen=True)
-class Upright:
-    rgb: Image.Image  # may have been decoded at a fraction of its size
-    size: Size  # in full
-
-
-def read_mask(uri: str, size: Size | None = None) -> NDArray[np.uint8]:
-    """A PNG's palette or grey values (H, W), as they are written in it.
-
-    size: of its image, which it must have. Raises CurateError for another size, for a file that
-    cannot be read, and for colours.
-    """
-    data = _bytes(uri)
-    try:
-        Image.open(io.BytesIO(data), formats=("PNG",)).verify()  # its checksums, and it is used up
-        image = Image.open(io.BytesIO(data), formats=("PNG",))
-        if size is not None and image.size != size:
-            raise CurateError(
-                f"{uri}: {_of(image.size)}, and its image is {_of(size)}; make them alike"
-            )
-        if image.mode not in ("P", "L", "1"):
-            raise CurateError(
-                f"{uri}: {image.mode} pixels; masks are PNGs of palette or 8-bit grey values"
-            )
-        values = np.asarray(image, np.uint8)
-    except CurateError:
-        raise
-    except Exception as error:  # Pillow's decoders raise anything at all of damaged data
-        raise CurateError(
-            f"{uri}: not a whole PNG: {one_line(error, 160)}; save it again"
-        ) from error
-    bits = data[24]  # of IHDR, which comes first
-    return values // GREY_STEPS[bits] if image.mode == "L" and bits in GREY_STEPS else values
-
-
-def fitted(width: int, height: int, px: int) -> Size:
-    """What an image is resized to: its shorter side to px, or less where the longer one would go
-    over LONGEST × px."""
-    scale = min(px / min(width, height), round(LONGEST * px) / max(width, height))
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
 def _read_coco(settings: AnnotatedSettings, key: str, images: dict[str, str]) -> Boxes:
     uri = settings.annotations
     named = f"{key}.annotations={uri}"
     try:
-        document = json.loads(_bytes(uri, f"{key}.annotations="))
+        document = json.loads(bytes_of(uri, f"{key}.annotations="))
     except ValueError as error:
         raise CurateError(f"{named}: not JSON: {one_line(error, 160)}; export it again") from error
     for part in ("categories", "images", "annotations"):
@@ -242,7 +137,7 @@ def _coco_image(entry: dict[str, Any]) -> tuple[str, Size | None]:
 
 
 def _read_voc(settings: AnnotatedSettings, key: str, images: dict[str, str]) -> Boxes:
-    files = _files(settings.annotations, f"{key}.annotations")
+    files = files_below(settings.annotations, f"{key}.annotations")
     uris = [uri for path, uri in files.items() if path.lower().endswith(".xml")]
     if not uris:
         raise CurateError(
@@ -314,25 +209,3 @@ def _image_missing(named: str, name: str, settings: AnnotatedSettings, key: str)
         f"{named}: image {name} is not in {key}.images={settings.images}; "
         "add it, or take its annotations out"
     )
-
-
-def _files(folder: str, key: str) -> dict[str, str]:
-    """Path below the folder → URI, sorted."""
-    try:
-        return {file.path: file.uri for file in storage.find(folder) if file.regular}
-    except OSError as error:
-        what = "no such folder" if isinstance(error, FileNotFoundError) else one_line(error)
-        raise CurateError(f"{key}={folder}: {what}; check the path") from error
-
-
-def _bytes(uri: str, key: str = "", max_bytes: int = ANNOTATION_BYTES) -> bytes:
-    try:
-        return storage.with_retries(uri, lambda: storage.read_file(uri, max_bytes))
-    except FileNotFoundError:
-        raise CurateError(f"{key}{uri}: no such file; check the path") from None
-    except Exception as error:  # object stores' clients have exceptions of their own
-        raise CurateError(f"{key}{uri}: cannot be read: {one_line(error, 160)}") from error
-
-
-def _of(size: Size) -> str:
-    return f"{size[0]}×{size[1]} px"
