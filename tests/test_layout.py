@@ -26,8 +26,7 @@ PURE = [
     *("coreset.whitening", "coreset.quality", "images", "settings.recipes", "methods"),
     *("dataset.views", "dataset.augment", "pretraining.order", "pretraining.optimise"),
     *("evaluate.knn", "evaluate.linear", "comparison.table"),
-    *(f"report.{name}" for name in ("content", "galleries", "maps", "markup", "page")),
-    *("report.plots", "report.projection", "report.results", "report.shell"),
+    *("report.content", "report.collect.projection", "report.pages"),
 ]
 
 

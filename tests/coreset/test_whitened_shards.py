@@ -13,7 +13,7 @@ from curate.coreset.recut import recut
 from curate.coreset.whitening import Moments, Whitening
 from curate.errors import CurateError
 from curate.pipeline import run
-from curate.report.gather import gather
+from curate.report.collect.report import gather
 from curate.settings import load as config
 from tests import datasets
 from tests.oracles import brute_force_rounds

@@ -13,8 +13,9 @@ import pytest
 from curate import cli, storage
 from curate.errors import CurateError
 from curate.pipeline import run
-from curate.report import files, gather, thumbnails
 from curate.report.build import build
+from curate.report.collect import files, thumbnails
+from curate.report.collect import report as gather
 from curate.runfiles.files import RunFiles
 from curate.settings import load as config
 from tests import datasets

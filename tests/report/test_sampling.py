@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate.errors import CurateError
-from curate.report import files, sampling
+from curate.report.collect import files, sampling
 from curate.runfiles import shards
 from curate.runfiles.run import Run
 from curate.runfiles.shards import Shard

@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 
 from curate.report.content import Tile
-from curate.report.markup import Html, count, join, short, tag
+from curate.report.pages.markup import Html, count, join, short, tag
 
 THUMB_PX = 112
 NO_LABEL = "(no label)"
@@ -17,7 +17,7 @@ NO_LABEL = "(no label)"
 
 @cache
 def asset(name: str) -> Html:
-    return Html(resources.files("curate.report").joinpath(name).read_text(encoding="utf-8"))
+    return Html(resources.files("curate.report.pages").joinpath(name).read_text(encoding="utf-8"))
 
 
 def document(title: str, body: Iterable[Html], script: str | None = None) -> str:

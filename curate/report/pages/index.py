@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from urllib.parse import urlencode
 
-from curate.report import plots
 from curate.report.content import Report, Tile
-from curate.report.galleries import centroid, preview, shown_of
-from curate.report.maps import maps
-from curate.report.markup import Html, count, images, join, percent, short, tag
-from curate.report.results import classes, comparison, evaluation
-from curate.report.shell import (
+from curate.report.pages import plots
+from curate.report.pages.galleries import centroid, preview, shown_of
+from curate.report.pages.maps import maps
+from curate.report.pages.markup import Html, count, images, join, percent, short, tag
+from curate.report.pages.results import classes, comparison, evaluation
+from curate.report.pages.shell import (
     document,
     legend,
     links,

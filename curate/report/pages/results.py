@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from curate.report import plots
 from curate.report.content import Cell, Classes, Comparison, Figure
-from curate.report.markup import Html, count, images, join, percent, short, tag
-from curate.report.shell import note, number, row, table
+from curate.report.pages import plots
+from curate.report.pages.markup import Html, count, images, join, percent, short, tag
+from curate.report.pages.shell import note, number, row, table
 
 
 def classes(shown: list[Classes], link: Callable[[str], str | None]) -> Html:

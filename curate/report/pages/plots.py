@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from curate.report.content import Cloud
-from curate.report.markup import Html, count, join, tag
+from curate.report.pages.markup import Html, count, join, tag
 
 WIDTH, HEIGHT = 400, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 38

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from curate import storage
 from curate.coreset import recut, stage
 from curate.errors import CurateError, one_line
-from curate.report import files, projection, sampling, thumbnails
+from curate.report.collect import files, projection, sampling, thumbnails
+from curate.report.collect.files import Manifest
 from curate.report.content import (
     Centroid,
     Classes,
@@ -29,8 +30,7 @@ from curate.report.content import (
     Source,
     Tile,
 )
-from curate.report.files import Manifest
-from curate.report.markup import public
+from curate.report.pages.markup import public
 from curate.runfiles.files import RunFiles
 from curate.runfiles.run import Embedded, Run, summary_of
 from curate.runfiles.summary import Summary

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from curate.report import plots
 from curate.report.content import Cloud, Map, Report
-from curate.report.markup import Html, images, join, percent, tag
-from curate.report.shell import note, number, row, swatch, table
+from curate.report.pages import plots
+from curate.report.pages.markup import Html, images, join, percent, tag
+from curate.report.pages.shell import note, number, row, swatch, table
 
 POINTS_ALONE = 500
 SETS = {"open": "open set", "target": "target set", "coreset": "coreset"}

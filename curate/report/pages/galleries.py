@@ -7,8 +7,8 @@ from itertools import groupby
 from typing import Any
 
 from curate.report.content import Centroid, Report, Tile
-from curate.report.markup import Html, count, images, join, json_text, short, tag
-from curate.report.shell import (
+from curate.report.pages.markup import Html, count, images, join, json_text, short, tag
+from curate.report.pages.shell import (
     NO_LABEL,
     below,
     document,
