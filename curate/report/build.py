@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from curate import storage
 from curate.report import publish
-from curate.report.collect.report import gather
+from curate.report.collect.report import collect
 from curate.report.content import Report, Tile
 from curate.report.pages import galleries, index
 from curate.runfiles.files import RunFiles
@@ -37,7 +37,7 @@ def build(output: str) -> Built:
     """
     started = time.monotonic()
     folder = RunFiles(output).report
-    report = gather(output, folder)
+    report = collect(output, folder)
     pages = [*galleries.gallery_pages(report), *galleries.centroid_pages(report)]
     earlier = {name for name in storage.names_in(folder) if OWN_PAGES.fullmatch(name)}
     # The index last: where it is, what it leads to is there

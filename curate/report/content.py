@@ -1,9 +1,8 @@
-"""What a report shows, as plain data: gathered by `gather`, laid out by `page`."""
+"""What a report shows, as plain data: found by `collect`, laid out by `pages`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +47,6 @@ class Centroid:
 class Reject:
     source: str
     key: str
-    uri: str
     stage: str
     reason: str
     tile: Tile | None  # of those that a forgiving decoder can still show
@@ -95,18 +93,27 @@ class Classes:
 
 @dataclass(frozen=True)
 class Figure:
-    """A row of evaluate/results.json."""
+    """One of the figures that an evaluation found."""
 
     metric: str
     value: float
     std: float
     seeds: int
-    images: int
-    unit: str  # "share", or what the number counts
+    n: int  # images
+    unit: str = "share"  # or what the number counts
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """evaluate/results.json, as far as it is shown."""
+
+    results: list[Figure]
 
 
 @dataclass(frozen=True)
 class Cell:
+    """An arm's figure on a target: the mean over seeds."""
+
     arm: str
     target: str
     metric: str
@@ -118,13 +125,28 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class ArmSelection:
+    """What an arm selected; shares are of images with a label of the target's classes."""
+
+    arm: str
+    target: str
+    seed: int
+    selected: int
+    oracle_share: float | None = None
+    base_share: float | None = None  # of the open set
+    lift: float | None = None
+
+
+@dataclass(frozen=True)
 class Comparison:
+    """comparison.json, as far as it is shown."""
+
     arms: list[str]
     targets: list[str]
     metrics: list[str]
     cells: list[Cell]
-    selections: list[dict[str, Any]]
     steps: int
+    selections: list[ArmSelection] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def test_nearest_are_the_best_of_all(output) -> None:
     centroids = np.load(output / "centroids.npy")
     best = np.argsort(-(rows.astype(np.float32) @ centroids.T), axis=0, kind="stable")[:4].T
     found = sampling.nearest(targets, centroids, 4)
-    assert [[row["key"] for row in one] for one in found] == [[keys[i] for i in b] for b in best]
+    assert [[keys[i] for i in one] for one in found] == [[keys[i] for i in b] for b in best]
     assert [len(one) for one in sampling.nearest(targets[:1], centroids, 9)] == [5] * len(centroids)
     with pytest.raises(CurateError, match="another width"):
         sampling.nearest(targets, centroids[:, :3], 4)
@@ -93,6 +93,7 @@ def test_rows_of_a_manifest_come_in_the_order_asked_for(tmp_path) -> None:
     columns = {
         "key": [str(i) for i in range(rows)],
         "source": ["s"] * rows,
+        "uri": ["u"] * rows,
         "label": [None if i % 2 else "even" for i in range(rows)],
         "centroid": pa.nulls(rows, pa.int32()),
         "round": list(range(rows)),
@@ -101,7 +102,7 @@ def test_rows_of_a_manifest_come_in_the_order_asked_for(tmp_path) -> None:
     pq.write_table(pa.table(columns), uri, row_group_size=4)
     manifest = files.read_manifest(uri)
     wanted = [24, 0, 7, 7, 3]
-    assert [row["key"] for row in manifest.whole(wanted)] == [str(i) for i in wanted]
-    assert manifest.whole([]) == []
+    assert [row.key for row in manifest.images(wanted)] == [str(i) for i in wanted]
+    assert manifest.images([]) == []
     assert manifest.labels() == {"even": 13, None: 12}
     assert manifest.numbers("centroid").tolist() == [-1] * rows

@@ -3,71 +3,97 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from curate import storage
+from curate.coreset import manifest
 from curate.errors import CurateError, one_line
-from curate.report.content import Cell, Comparison, Figure
+from curate.report.collect.sampling import Labels, count_labels, spread
+from curate.report.content import Comparison, Evaluation, Figure
 from curate.runfiles.files import ComparisonFiles, RunFiles
+from curate.runfiles.shards import REJECT_SCHEMA
 
-NARROW = [
-    "source",
-    "label",
-    "centroid",
-    "round",
-    "position",
-]  # of every row of a manifest; the rest of few
+T = TypeVar("T")
+
 REJECTED_FILES = 64  # that are read, spread evenly over the plan
 READ_AGAIN = "run the same `curate run` again"
 
 
 @dataclass(frozen=True)
+class ImageRow:
+    """An image as a manifest has it: where it lies, what it is, and when it was taken."""
+
+    source: str
+    key: str
+    uri: str
+    offset: int | None = None
+    size: int | None = None
+    row: int | None = None
+    label: str | None = None
+    sha256: str | None = None
+    round: int | None = None
+    centroid: int | None = None
+    similarity: float | None = None
+    refused: bool = False  # by the run
+
+
+def image_rows(table: pa.Table) -> list[ImageRow]:
+    """Of what a manifest has, or a part of its columns."""
+    names = [one.name for one in fields(ImageRow) if one.name in table.column_names]
+    return [ImageRow(**row) for row in table.select(names).to_pylist()]
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """A selection: five columns of every image, and whole rows on demand."""
+    """A selection: a few columns of every image, and whole rows on demand."""
 
     uri: str
-    rows: pa.Table
+    rows: pa.Table  # label, centroid, position
 
     def __len__(self) -> int:
         return int(self.rows.num_rows)
 
     def numbers(self, column: str) -> NDArray[np.int64]:
-        """centroid or round of each image; -1 where a selection has none."""
+        """centroid or position of each image; -1 where a selection has none."""
         return np.asarray(pc.fill_null(self.rows[column], -1).to_numpy(), np.int64)
 
-    def labels(self) -> Counter[str | None]:
-        pairs = self.rows["label"].value_counts().to_pylist()
-        return Counter({pair["values"]: pair["counts"] for pair in pairs})
+    def labels(self) -> Labels:
+        return count_labels(self.rows)
 
-    def whole(self, positions: Sequence[int]) -> list[dict[str, Any]]:
-        """All columns of some images, in the order of `positions`; of the file, only the row
-        groups that they are in."""
-        wanted = np.unique(np.asarray(positions, np.int64))
-        found: list[dict[str, Any]] = []
-        with storage.open_seekable(self.uri) as file:
-            table = pq.ParquetFile(file)
-            first = 0
-            for group in range(table.num_row_groups):
-                rows = table.metadata.row_group(group).num_rows
-                low, high = np.searchsorted(wanted, [first, first + rows])
-                if low < high:
-                    inside = pa.array(wanted[low:high] - first)
-                    found += table.read_row_group(group).take(inside).to_pylist()
-                first += rows
-        return [found[place] for place in np.searchsorted(wanted, positions)]
+    def images(self, places: Sequence[int]) -> list[ImageRow]:
+        """Those at `places` of the manifest, in that order."""
+        return image_rows(manifest.rows_of(self.uri, places))
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row of rejected/."""
+
+    source: str
+    key: str
+    uri: str
+    stage: str
+    reason: str
+
+    @property
+    def image(self) -> ImageRow:
+        return ImageRow(self.source, self.key, self.uri, refused=True)
 
 
 def read_manifest(uri: str) -> Manifest:
-    return Manifest(uri, _table(uri, NARROW))
+    """Raises CurateError for a file that is not there, or no manifest."""
+    if not storage.exists(uri):
+        raise _not_there(uri)
+    return Manifest(uri, manifest.read(uri, ["label", "centroid", "position"]))
 
 
 def read_rounds(run: RunFiles) -> list[tuple[int, float, int]]:
@@ -76,14 +102,12 @@ def read_rounds(run: RunFiles) -> list[tuple[int, float, int]]:
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
-def read_rejected(run: RunFiles) -> list[dict[str, Any]]:
+def read_rejected(run: RunFiles) -> list[Rejected]:
     """Rejected images, of at most REJECTED_FILES files."""
     names = sorted(name for name in storage.names_in(run.rejected) if name.endswith(".parquet"))
-    every = np.linspace(0, len(names) - 1, min(len(names), REJECTED_FILES)).astype(int)
-    found: list[dict[str, Any]] = []
-    for place in every:
-        found += _table(storage.join(run.rejected, names[place])).to_pylist()
-    return found
+    read = [names[place] for place in spread(len(names), REJECTED_FILES)]
+    tables = [_table(storage.join(run.rejected, name), REJECT_SCHEMA.names) for name in read]
+    return [Rejected(**row) for table in tables for row in table.to_pylist()]
 
 
 def other_manifests(run: RunFiles) -> dict[str, str]:
@@ -100,79 +124,40 @@ def other_manifests(run: RunFiles) -> dict[str, str]:
 
 def read_evaluation(run: RunFiles) -> list[Figure]:
     """What `curate evaluate` found; empty where nothing was evaluated."""
-    uri = run.evaluation.results
-    document = _json(uri)
-    try:
-        return [
-            Figure(
-                str(row["metric"]),
-                float(row["value"]),
-                float(row["std"]),
-                int(row["seeds"]),
-                int(row["n"]),
-                str(row.get("unit", "share")),
-            )
-            for row in (document or {"results": []})["results"]
-        ]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _not_its_own(uri, "curate evaluate") from error
+    found = _json(run.evaluation.results, Evaluation, "curate evaluate")
+    return found.results if found else []
 
 
 def read_comparison(run: RunFiles) -> Comparison | None:
     """The comparison in the run's folder, or in the one above."""
     base = run.output.rstrip("/")
-    for folder in (base, base.rpartition("/")[0]):
-        uri = ComparisonFiles(folder).table
-        document = _json(uri) if folder else None
-        if document is None:
-            continue
-        try:
-            return Comparison(
-                [str(name) for name in document["arms"]],
-                [str(name) for name in document["targets"]],
-                [str(name) for name in document["metrics"]],
-                [_cell(cell) for cell in document["cells"]],
-                [dict(row) for row in document.get("selections", [])],
-                int(document["steps"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise _not_its_own(uri, "curate compare") from error
-    return None
+    folders = [folder for folder in (base, base.rpartition("/")[0]) if folder]
+    found = (_json(ComparisonFiles(one).table, Comparison, "curate compare") for one in folders)
+    return next(filter(None, found), None)
 
 
-def _cell(cell: dict[str, Any]) -> Cell:
-    return Cell(
-        arm=str(cell["arm"]),
-        target=str(cell["target"]),
-        metric=str(cell["metric"]),
-        mean=float(cell["mean"]),
-        std=None if cell["std"] is None else float(cell["std"]),
-        seeds=int(cell["seeds"]),
-        images=int(cell["images"]),
-        best=bool(cell["best"]),
-    )
+def _json(uri: str, kind: type[T], command: str) -> T | None:
+    """None where there is no such file. Raises CurateError for one that `command` did not write."""
+    if not storage.exists(uri):
+        return None
+    try:
+        return TypeAdapter(kind).validate_python(storage.read_json(uri))
+    except ValidationError as error:
+        raise CurateError(
+            f"{uri}: not what `{command}` writes; remove it, or run that again"
+        ) from error
 
 
-def _table(uri: str, columns: list[str] | None = None) -> pa.Table:
+def _table(uri: str, columns: list[str]) -> pa.Table:
     """Raises CurateError for a file that is not there, or not whole."""
     try:
         with storage.open_seekable(uri) as file:
             return pq.read_table(file, columns=columns)
     except FileNotFoundError:
-        raise CurateError(f"{uri}: no such file; {READ_AGAIN}") from None
+        raise _not_there(uri) from None
     except (pa.ArrowException, OSError, KeyError) as error:
         raise CurateError(f"{uri}: damaged: {one_line(error, 100)}; {READ_AGAIN}") from error
 
 
-def _json(uri: str) -> dict[str, Any] | None:
-    """None where there is no such file."""
-    if not storage.exists(uri):
-        return None
-    document = storage.read_json(uri)
-    if not isinstance(document, dict):
-        raise CurateError(f"{uri}: not readable: a JSON object is expected")
-    return document
-
-
-def _not_its_own(uri: str, command: str) -> CurateError:
-    return CurateError(f"{uri}: not what `{command}` writes; remove it, or run that again")
+def _not_there(uri: str) -> CurateError:
+    return CurateError(f"{uri}: no such file; {READ_AGAIN}")

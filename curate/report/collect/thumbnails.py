@@ -1,4 +1,4 @@
-"""Small pictures of the images that a report shows, made once, on Ray tasks.
+"""The images that a report shows: small pictures of them, made once, on Ray tasks.
 
 A file is named by what the image is, never by what the web calls it; a rerun finds it there.
 """
@@ -9,51 +9,90 @@ import hashlib
 import io
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import dataclass, field
 
 import ray
 from PIL import Image, ImageFile
 
 from curate import storage
-from curate.cluster import results
+from curate.cluster import over_tasks
 from curate.images import FORMATS, Refused, decode
 from curate.report import publish
-from curate.settings import SourceSettings
+from curate.report.collect.files import ImageRow
+from curate.report.collect.settings import public
+from curate.report.content import Tile
+from curate.settings import ImageSettings, RunSettings, SourceSettings
 from curate.sources.located import read_located
 
 SIDE_PX = 112
 QUALITY = 75
 PER_TASK = 64
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True)
+class Tiles:
+    """Those of one report, whose thumbnails lie in `folder`."""
+
+    settings: RunSettings
+    folder: str
+    troubles: dict[str, str | None] = field(default_factory=dict)  # of each thumbnail asked for
+
+    def of_target(self, rows: list[ImageRow]) -> list[Tile]:
+        return self._of(rows, [self.settings.target])
+
+    def of_open(self, rows: list[ImageRow]) -> list[Tile]:
+        """Of rejects too, which may be the target's."""
+        return self._of(rows, [self.settings.target, *self.settings.open])
+
+    def remove_others(self) -> None:
+        """Thumbnails of an earlier report that this one does not show."""
+        remove_others(self.folder, set(self.troubles))
+
+    def _of(self, rows: list[ImageRow], sources: list[SourceSettings]) -> list[Tile]:
+        fresh = [row for row in rows if name_of(row) not in self.troubles]
+        by_name = {source.name: source for source in sources}
+        troubles = make(fresh, by_name, self.folder, self.settings.images)
+        for name in map(name_of, fresh):
+            self.troubles[name] = troubles.get(name)
+        return [self._tile(row) for row in rows]
+
+    def _tile(self, row: ImageRow) -> Tile:
+        name = name_of(row)
+        trouble = self.troubles[name]
+        return Tile(
+            None if trouble else name,
+            public(trouble) if trouble else None,
+            row.key,
+            row.source,
+            row.label,
+            row.round,
+            row.centroid,
+            row.similarity,
+        )
 
 
-def name_of(row: Row) -> str:
+def name_of(row: ImageRow) -> str:
     """Of the file of an image's thumbnail."""
-    known = row["sha256"] or f"{row['uri']} {row['offset']} {row['row']}"
+    known = row.sha256 or f"{row.uri} {row.offset} {row.row}"
     return f"{hashlib.sha256(f'{known} {SIDE_PX}'.encode()).hexdigest()[:24]}.webp"
 
 
 def make(
-    rows: Iterable[Row], sources: dict[str, SourceSettings], folder: str, max_pixels: int
+    rows: Iterable[ImageRow], sources: dict[str, SourceSettings], folder: str, limits: ImageSettings
 ) -> dict[str, str]:
-    """Thumbnails of rows of a manifest into `folder`; returns why some could not be made.
+    """Thumbnails into `folder`, but those that are there; returns why some could not be made.
 
-    sources: settings by name. Those that are there are left as they are. A row with `refused` is of
-    an image that the run did not take: whatever can be seen of it is shown.
+    sources: settings by name. Of an image that the run refused, whatever can be seen is shown.
     """
-    there = storage.names_in(folder)
-    wanted = {name: row for row in rows if (name := name_of(row)) not in there}
+    made = storage.names_in(folder)
+    wanted = {name: row for row in rows if (name := name_of(row)) not in made}
     # Those of one file together, in its order
     order = sorted(
         wanted.values(),
-        key=lambda row: (row["source"], row["uri"], row["row"] or 0, row["offset"] or 0),
+        key=lambda row: (row.source, row.uri, row.row or 0, row.offset or 0),
     )
-    tasks = [
-        _make.remote(order[i : i + PER_TASK], sources, folder, max_pixels)
-        for i in range(0, len(order), PER_TASK)
-    ]
-    return {name: why for part in results(tasks) for name, why in part.items()}
+    parts = over_tasks(_make, order, PER_TASK, sources, folder, limits)
+    return {name: why for part in parts for name, why in part.items()}
 
 
 def remove_others(folder: str, kept: set[str]) -> None:
@@ -65,18 +104,21 @@ def remove_others(folder: str, kept: set[str]) -> None:
 
 @ray.remote
 def _make(
-    rows: list[Row], sources: dict[str, SourceSettings], folder: str, max_pixels: int
+    rows: list[ImageRow], sources: dict[str, SourceSettings], folder: str, limits: ImageSettings
 ) -> dict[str, str]:
     troubles = {}
-    for row, item in zip(rows, read_located(rows, sources), strict=True):
+    located = read_located([vars(row) for row in rows], sources)
+    for row, item in zip(rows, located, strict=True):
         name = name_of(row)
         try:
             if item.data is None:
                 raise Refused(item.error or "no bytes")
-            if row.get("refused"):
-                picture = forgiving(item.data, max_pixels)
+            if row.refused:
+                picture = forgiving(item.data, limits.max_pixels)
             else:
-                picture = decode(item.data, min_px=1, max_pixels=max_pixels, target_px=SIDE_PX).rgb
+                picture = decode(
+                    item.data, min_px=1, max_pixels=limits.max_pixels, target_px=SIDE_PX
+                ).rgb
         except Refused as reason:
             troubles[name] = str(reason)
             continue

@@ -20,7 +20,7 @@ def maps(report: Report) -> Html | None:
 
 def _map(one: Map) -> Html:
     drawn = {cloud.name: cloud for cloud in one.clouds}
-    told = f"{one.method} of the " + ", ".join(
+    description = f"{one.method} of the " + ", ".join(
         f"{SETS[name]} ({images(len(cloud.points))})" for name, cloud in drawn.items()
     )
     boxes = [
@@ -42,7 +42,7 @@ def _map(one: Map) -> Html:
     left = tag(
         "figure",
         tag("ul", boxes, class_="legend"),
-        plots.clouds(one.clouds, told),
+        plots.clouds(one.clouds, description),
         tag(
             "figcaption",
             tag(
