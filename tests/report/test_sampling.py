@@ -77,6 +77,24 @@ def test_nearest_are_the_best_of_all(output) -> None:
         sampling.nearest(targets, centroids[:, :3], 4)
 
 
+def test_of_equally_near_images_the_first_are_taken(tmp_path, ray_session) -> None:
+    """Of many copies, over shards."""
+    found = []
+    for number, rows in enumerate((300, 300)):
+        uri = str(tmp_path / f"{number}.arrow")
+        images = pa.table({"key": [str(row) for row in range(rows)]})
+        embeddings = np.tile(np.eye(4, dtype=np.float16)[:1], (rows, 1))
+        embeddings[:2, 0] = 0.5  # the first two are no copies
+        shards.write_arrow(uri, shards.table_of(images, embeddings))
+        found.append(Shard(uri, 0, rows, number * 300))
+    centroids = np.eye(4, dtype=np.float32)[:2]
+    assert sampling.nearest(found, centroids, 4).tolist() == [[2, 3, 4, 5], [0, 1, 2, 3]]
+    assert sampling.nearest(found[1:], centroids, 4).tolist() == [
+        [302, 303, 304, 305],
+        [300, 301, 302, 303],
+    ]
+
+
 def test_labels_are_counted_and_damage_is_named(output, tmp_path) -> None:
     opened = shards_of(output, "open")
     assert sum(sampling.label_counts(opened).values()) == 420

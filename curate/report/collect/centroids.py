@@ -44,15 +44,15 @@ def _nearest(subject: Subject, centres: NDArray[np.float32]) -> list[list[Tile]]
     return [[tile_at[position] for position in one] for one in positions.tolist()]
 
 
-def _picks(chosen: Manifest, shown: list[int]) -> list[tuple[list[ImageRow], int]]:
+def _picks(selected: Manifest, shown: list[int]) -> list[tuple[list[ImageRow], int]]:
     """Of each centroid the first and last images that it took, 2 × BESIDE at most, none twice; and
     how many it took."""
-    of_centroid = chosen.numbers("centroid")
+    of_centroid = selected.numbers("centroid")
     order = np.argsort(of_centroid, kind="stable")  # a manifest is in the order of the rounds
     first, last = (np.searchsorted(of_centroid[order], np.add(shown, i)).tolist() for i in (0, 1))
     own = [order[low:high].tolist() for low, high in zip(first, last, strict=True)]
     places = [one[:BESIDE] + one[max(BESIDE, len(one) - BESIDE) :] for one in own]
-    rows = iter(chosen.images([place for some in places for place in some]))
+    rows = iter(selected.images([place for some in places for place in some]))
     return [
         (list(islice(rows, len(some))), len(one)) for one, some in zip(own, places, strict=True)
     ]

@@ -45,7 +45,7 @@ def collect(output: str, folder: str) -> Report:
     log.info("report: images")
     gallery = tiles.of_open(manifest.images(spread(len(manifest), GALLERY)))
     of_centroids = [] if centres is None else centroids(subject, centres)
-    rejected = subject.section("rejects", rejects, None)
+    rejected = subject.section("rejected", rejects, None)
     tiles.remove_others()
 
     log.info("report: map, classes, thresholds")

@@ -46,7 +46,9 @@ class Tiles:
 
     def remove_others(self) -> None:
         """Thumbnails of an earlier report that this one does not show."""
-        remove_others(self.folder, set(self.troubles))
+        for name in storage.names_in(self.folder) - self.troubles.keys():
+            if name.endswith(".webp"):
+                storage.remove_tree(storage.join(self.folder, name))
 
     def _of(self, rows: list[ImageRow], sources: list[SourceSettings]) -> list[Tile]:
         fresh = [row for row in rows if name_of(row) not in self.troubles]
@@ -93,13 +95,6 @@ def make(
     )
     parts = over_tasks(_make, order, PER_TASK, sources, folder, limits)
     return {name: why for part in parts for name, why in part.items()}
-
-
-def remove_others(folder: str, kept: set[str]) -> None:
-    """Thumbnails of an earlier report that this one does not show."""
-    for name in storage.names_in(folder) - kept:
-        if name.endswith(".webp"):
-            storage.remove_tree(storage.join(folder, name))
 
 
 @ray.remote

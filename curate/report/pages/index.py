@@ -24,7 +24,7 @@ def index(report: Report) -> str:
     found = [
         (anchor, heading, content)
         for anchor, heading, make in SECTIONS
-        if (content := make(report)) is not None
+        if (content := _missing(report, anchor) or make(report)) is not None
     ]
     header = tag(
         "header",
@@ -46,6 +46,10 @@ def index(report: Report) -> str:
         "The pages load nothing from elsewhere.",
     )
     return document(f"{_headline(report)} · {report.name}", [header, main, footer])
+
+
+def _missing(report: Report, section: str) -> Html | None:
+    return note(report.missing[section]) if section in report.missing else None
 
 
 def _headline(report: Report) -> str:

@@ -12,9 +12,7 @@ SETS = {"open": "open set", "target": "target set", "coreset": "coreset"}
 
 
 def maps(report: Report) -> Html | None:
-    """Each map beside its figures, or why there is none."""
-    if "map" in report.missing:
-        return note(report.missing["map"])
+    """Each map beside its figures."""
     return join([_map(one) for one in report.maps]) if report.maps else None
 
 

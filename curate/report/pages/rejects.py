@@ -7,11 +7,11 @@ from curate.report.pages import plots
 from curate.report.pages.markup import Html, count, images, join, short, tag
 from curate.report.pages.shell import note, number, row, table
 
+REASONS = [("Reason", ""), ("", "wide"), ("Images", "n")]
 
-def rejects(report: Report) -> Html | None:
+
+def rejects(report: Report) -> Html:
     total = sum(source.rejected for source in report.sources)
-    if "rejects" in report.missing:
-        return note(report.missing["rejects"])
     if not total:
         return tag("p", "No image was rejected.")
     found = report.rejects
@@ -36,21 +36,11 @@ def rejects(report: Report) -> Html | None:
         )
         for one in found.shown
     ]
-    heads = [
-        ("Image", ""),
-        ("Reason", ""),
-        ("When", ""),
-        ("Source", ""),
-        ("What is there of it", ""),
-    ]
+    heads = [(head, "") for head in ("Image", "Reason", "When", "Source", "What is there of it")]
     listed = table(f"{count(len(rows))} of {images(total)} rejected", heads, rows)
     return join(
         note(f"{images(total)} could not be used, and took no part in the selection."),
-        table(
-            f"The most frequent reasons{of_all}",
-            [("Reason", ""), ("", "wide"), ("Images", "n")],
-            reasons,
-        ),
+        table(f"The most frequent reasons{of_all}", REASONS, reasons),
         tag("details", tag("summary", f"The images, one by one ({count(len(rows))})"), listed),
     )
 

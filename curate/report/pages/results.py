@@ -13,8 +13,6 @@ from curate.report.pages.shell import note, number, row, table
 
 def classes(report: Report) -> Html | None:
     """Histograms beside each other."""
-    if "classes" in report.missing:
-        return note(report.missing["classes"])
     if not report.classes:
         return None
     shown = {tile.label for tile in report.gallery}

@@ -7,6 +7,11 @@ from curate.report.pages import plots
 from curate.report.pages.markup import Html, count, join, percent, tag
 from curate.report.pages.shell import legend, note, number, row, table
 
+COLOURS = [
+    *(("selected", "selected"), ("rest", "embedded, not selected")),
+    *(("rejected", "rejected"), ("target", "target set")),
+]
+
 
 def sources(report: Report) -> Html:
     largest = max([source.seen for source in report.sources], default=1) or 1
@@ -28,17 +33,8 @@ def sources(report: Report) -> Html:
         )
     heads = [("Source", ""), ("Seen", "n"), ("Embedded", "n"), ("Rejected", "n"), ("Selected", "n")]
     found = table("Images by source", [*heads, ("of embedded", "n")], rows)
-    key = legend(
-        [
-            ("selected", "selected"),
-            ("rest", "embedded, not selected"),
-            ("rejected", "rejected"),
-            ("target", "target set"),
-        ]
-    )
-    return join(
-        note("Every image seen was embedded or rejected with a reason."), key, found, _shift(report)
-    )
+    every = note("Every image seen was embedded or rejected with a reason.")
+    return join(every, legend(COLOURS), found, _shift(report))
 
 
 def _shift(report: Report) -> Html | None:

@@ -11,14 +11,14 @@ from curate.report.pages.shell import note, number, row, table
 def stopping(report: Report) -> Html | None:
     if not report.curve:
         return None
-    first, last = report.curve[0], report.curve[-1]
+    (first, at_first, _), (last, at_last, total) = report.curve[0], report.curve[-1]
     stopping = None
     if report.stopping_objective is not None:
         stopping = (report.rounds + 1, report.stopping_objective)
     words = [
         f"f(S_t) is the mean similarity of what the centroids took in round t. It went from "
-        f"{first[1]:.4f} in round {first[0]} to {last[1]:.4f} in round {count(last[0])}, after "
-        f"{images(last[2])}."
+        f"{at_first:.4f} in round {first} to {at_last:.4f} in round {count(last)}, after "
+        f"{images(total)}."
     ]
     if report.threshold is not None:
         words.append(
