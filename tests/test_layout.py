@@ -28,8 +28,7 @@ PURE = [
     *("coreset.whitening", "coreset.quality", "images", "names", "settings.recipes", "methods"),
     *("dataset.views", "dataset.augment", "pretraining.order", "pretraining.optimise"),
     *(*(f"evaluate.{n}" for n in ("accuracy", "logistic", "neighbours")), "comparison.table"),
-    *(f"report.{name}" for name in ("content", "galleries", "maps", "markup", "page")),
-    *("report.plots", "report.projection", "report.results", "report.shell"),
+    *("report.content", "report.collect.projection", "report.pages"),
 ]
 
 

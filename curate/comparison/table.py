@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -60,8 +60,8 @@ class Comparison:
     targets: list[str]
     metrics: list[str]
     cells: list[Cell]
-    selections: list[Selected]
-    trainings: list[Trained]
+    selections: list[Selected] = field(default_factory=list)
+    trainings: list[Trained] = field(default_factory=list)
 
     @staticmethod
     def of(
@@ -97,13 +97,6 @@ class Comparison:
 
     def to_json(self) -> Document:
         return asdict(self)
-
-    @staticmethod
-    def from_json(document: Document) -> Comparison:
-        """Raises KeyError, TypeError or ValueError for what `to_json` does not make."""
-        parts = {"cells": Cell, "selections": Selected, "trainings": Trained}
-        made = {name: [kind(**row) for row in document[name]] for name, kind in parts.items()}
-        return Comparison(**{**document, **made})
 
     def markdown(self) -> str:
         """A table for each metric, then what was selected."""

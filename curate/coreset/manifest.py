@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -107,7 +108,25 @@ def read(uri: str, columns: list[str], fingerprint: str | None = None) -> pa.Tab
     except FileNotFoundError:
         raise none_there(uri) from None
     except (pa.ArrowException, OSError) as error:
-        raise CurateError(f"{uri}: not a manifest: {one_line(error)}") from error
+        raise CurateError(f"{uri}: damaged, or not a manifest: {one_line(error)}") from error
+
+
+def rows_of(uri: str, places: Sequence[int]) -> pa.Table:
+    """Whole rows of a manifest, in the order of `places`; of the file, only the row groups that
+    they are in."""
+    wanted, which = np.unique(np.asarray(places, np.int64), return_inverse=True)
+    with storage.open_seekable(uri) as file:
+        table = pq.ParquetFile(file)
+        found = [table.schema_arrow.empty_table()]
+        first = 0
+        for group in range(table.num_row_groups):
+            rows = table.metadata.row_group(group).num_rows
+            low, high = np.searchsorted(wanted, [first, first + rows])
+            if low < high:
+                inside = pa.array(wanted[low:high] - first)
+                found.append(table.read_row_group(group).take(inside))
+            first += rows
+    return pa.concat_tables(found).take(pa.array(which))
 
 
 def none_there(uri: str) -> CurateError:

@@ -23,7 +23,7 @@ from curate.evaluate import (
     sgd,
 )
 from curate.evaluate.subject import Evaluator, Result, Subject
-from curate.runfiles.files import RunFiles
+from curate.runfiles.files import EvaluationFiles, RunFiles
 from curate.settings import EvaluateSettings, RunSettings
 from curate.settings.base import absolute
 

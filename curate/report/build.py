@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from curate import storage
-from curate.report import galleries, page, publish
+from curate.report import publish
+from curate.report.collect.report import collect
 from curate.report.content import Report, Tile
-from curate.report.gather import gather
+from curate.report.pages import galleries, index
 from curate.runfiles.files import RunFiles
 
 log = logging.getLogger(__name__)
@@ -36,11 +37,11 @@ def build(output: str) -> Built:
     """
     started = time.monotonic()
     folder = RunFiles(output).report
-    report = gather(output, folder)
+    report = collect(output, folder)
     pages = [*galleries.gallery_pages(report), *galleries.centroid_pages(report)]
     earlier = {name for name in storage.names_in(folder) if OWN_PAGES.fullmatch(name)}
     # The index last: where it is, what it leads to is there
-    for name, html in [*pages, ("index.html", page.index(report))]:
+    for name, html in [*pages, ("index.html", index.index(report))]:
         publish.write(storage.join(folder, name), html.encode())
     for name in earlier - {name for name, _ in pages}:
         storage.remove_tree(storage.join(folder, name))

@@ -1,13 +1,13 @@
-"""What a report shows, as plain data: gathered by `gather`, laid out by `page`."""
+"""What a report shows, as plain data: found by `collect`, laid out by `pages`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from curate.comparison.table import Comparison
 from curate.coreset.recut import Cut
 
 
@@ -48,7 +48,6 @@ class Centroid:
 class Reject:
     source: str
     key: str
-    uri: str
     stage: str
     reason: str
     tile: Tile | None  # of those that a forgiving decoder can still show
@@ -95,36 +94,21 @@ class Classes:
 
 @dataclass(frozen=True)
 class Figure:
-    """A row of evaluate/results.json."""
+    """One of the figures that an evaluation found."""
 
     metric: str
     value: float
     std: float
     seeds: int
-    images: int
-    unit: str  # "share", or what the number counts
+    n: int  # images
+    unit: str = "share"  # or what the number counts
 
 
 @dataclass(frozen=True)
-class Cell:
-    arm: str
-    target: str
-    metric: str
-    mean: float
-    std: float | None  # of one seed
-    seeds: int
-    images: int
-    best: bool
+class Evaluation:
+    """evaluate/results.json, as far as it is shown."""
 
-
-@dataclass(frozen=True)
-class Comparison:
-    arms: list[str]
-    targets: list[str]
-    metrics: list[str]
-    cells: list[Cell]
-    selections: list[dict[str, Any]]
-    steps: int
+    results: list[Figure]
 
 
 @dataclass(frozen=True)

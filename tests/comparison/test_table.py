@@ -6,6 +6,8 @@ import json
 import math
 from dataclasses import replace
 
+from pydantic import TypeAdapter
+
 from curate.comparison.table import Cell, Comparison, Selected, Trained
 
 
@@ -64,7 +66,7 @@ def test_the_order_of_trainings_does_not_matter() -> None:
 
 
 def test_what_is_written_is_read_again() -> None:
-    assert Comparison.from_json(json.loads(json.dumps(table().to_json()))) == table()
+    assert TypeAdapter(Comparison).validate_json(json.dumps(table().to_json())) == table()
 
 
 def test_markdown() -> None:

@@ -13,7 +13,7 @@ from curate.coreset.recut import recut
 from curate.coreset.whitening import Moments, Whitening
 from curate.errors import CurateError
 from curate.pipeline import run
-from curate.report.gather import gather
+from curate.report.collect.report import collect
 from curate.settings import load as config
 from tests import datasets
 from tests.oracles import brute_force_rounds
@@ -82,7 +82,7 @@ def test_more_dimensions_than_the_encoder_has(document) -> None:
 def test_the_report_is_of_what_was_selected_from(document, tmp_path: Path) -> None:
     run(config.parse(document, "test"))
     output = Path(document["output"])
-    report = gather(document["output"], str(tmp_path))
+    report = collect(document["output"], str(tmp_path))
     assert report.missing == {}
     names = sorted(path.name for path in (output / "embeddings" / "target").glob("*.arrow"))
     target = table_of(output / "whitened", names)

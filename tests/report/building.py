@@ -203,7 +203,7 @@ def write_results(output: Path, planted: str = "") -> None:
         for i, arm in enumerate(arms)
         for j, target in enumerate(targets)
     ]
-    chosen = [
+    selections = [
         {
             "arm": arm,
             "target": targets[0],
@@ -220,7 +220,7 @@ def write_results(output: Path, planted: str = "") -> None:
         "targets": targets,
         "metrics": metrics,
         "cells": cells,
-        "selections": chosen,
+        "selections": selections,
         "steps": 3360,
     }
     storage.write_bytes(str(output / "comparison.json"), json.dumps(document).encode())

@@ -168,8 +168,8 @@ def test_filters_filter(browser, root) -> None:
     choose(browser, "class", building.EVIL)
     planted = shown(browser)
     assert planted and all(building.EVIL in alt for alt in planted)
-    told = browser.evaluate("document.getElementById('found').textContent")
-    assert told == f"{len(planted)} of 150 shown images match"
+    found = browser.evaluate("document.getElementById('found').textContent")
+    assert found == f"{len(planted)} of 150 shown images match"
     choose(browser, "source", "right")
     both = shown(browser)
     assert 0 < len(both) < len(planted) and all(alt.endswith("from right") for alt in both)
@@ -252,13 +252,13 @@ def test_what_a_screen_reader_is_told(browser, folder) -> None:
     for page in ("index", "gallery-1"):
         browser.open(f"{folder.as_uri()}/{page}.html")
         nodes = browser.send("Accessibility.getFullAXTree")["nodes"]
-        told = [
+        named = [
             (node["role"]["value"], node.get("name", {}).get("value", ""))
             for node in nodes
             if not node["ignored"]
         ]
-        roles = {role for role, _ in told}
+        roles = {role for role, _ in named}
         assert {"main", "navigation", "banner", "heading", "image"} <= roles
         must_be_named = {"image", "img", "link", "button", "table", "region", "checkbox"}
         must_be_named |= {"combobox", "spinbutton", "navigation", "form"}
-        assert [one for one in told if one[0] in must_be_named and not one[1].strip()] == []
+        assert [one for one in named if one[0] in must_be_named and not one[1].strip()] == []

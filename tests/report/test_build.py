@@ -13,8 +13,8 @@ import pytest
 from curate import cli, storage
 from curate.errors import CurateError
 from curate.pipeline import run
-from curate.report import files, gather, thumbnails
 from curate.report.build import build
+from curate.report.collect import files, report, thumbnails
 from curate.runfiles.files import RunFiles
 from curate.settings import load as config
 from tests import datasets
@@ -44,7 +44,7 @@ def test_of_a_real_run(merged) -> None:
     for reason in ("not an image in a known format", "3×3 is under min_px 8", "no such file"):
         assert reason in index.text
     selected = set(pq.read_table(merged / "coreset.parquet")["sha256"].to_pylist())
-    names = {thumbnails.name_of({"sha256": sha256}) for sha256 in selected}
+    names = {thumbnails.name_of(files.ImageRow("", "", "", sha256=sha256)) for sha256 in selected}
     shown = {source.removeprefix("thumbs/") for source in pages["gallery-1.html"].images}
     assert names == shown
     assert built.unreadable == 0 and built.thumbnails == len(
@@ -159,7 +159,7 @@ def test_of_50_000_selected(tmp_path, ray_session) -> None:
     assert "1,000 of 50,000 selected images are shown" in pages["gallery-1.html"].text
     assert "200 of 300 centroids are shown" in pages["centroids-1.html"].text
     assert sum(len(pages[f"gallery-{n}.html"].images) for n in range(1, 11)) == 1000
-    assert "gallery-11.html" not in pages and built.thumbnails <= gather.GALLERY + 200 * 12
+    assert "gallery-11.html" not in pages and built.thumbnails <= report.GALLERY + 200 * 12
     size = sum(path.stat().st_size for path in (output / "report").rglob("*") if path.is_file())
     assert size < 20e6
     assert built.seconds < 120  # a minute, on a machine that has nothing else to do
@@ -247,7 +247,9 @@ def test_missing_files_are_one_line(damage, named, tmp_path, ray_session) -> Non
         ("summary.json", b'{"sources": {}}', "stopped before the selection"),
         ("coreset.parquet", b"PAR1 but not really", "coreset.parquet: damaged"),
         ("rounds.parquet", b"", "rounds.parquet: damaged"),
+        ("evaluate/results.json", b"[]", "not what `curate evaluate` writes"),
         ("evaluate/results.json", b'{"results": [{}]}', "not what `curate evaluate` writes"),
+        ("comparison.json", b"3", "not what `curate compare` writes"),
         ("comparison.json", b'{"arms": 3}', "not what `curate compare` writes"),
     ],
 )
@@ -269,7 +271,7 @@ def test_the_command(tmp_path, ray_session, capsys) -> None:
 
 def test_centroids_show_their_nearest_first_and_last(tmp_path, ray_session) -> None:
     output = building.write_run(tmp_path, targets=90, per_unit=20, pictures=400)
-    report = gather.gather(str(output), str(output / "report"))
+    found = report.collect(str(output), str(output / "report"))
     manifest = pq.read_table(output / "coreset.parquet").to_pylist()
     centres = np.load(output / "centroids.npy")
     shards = sorted((output / "embeddings" / "target").glob("*.arrow"))
@@ -277,12 +279,12 @@ def test_centroids_show_their_nearest_first_and_last(tmp_path, ray_session) -> N
     keys = [key for table in tables for key in table["key"].to_pylist()]
     rows = np.concatenate([np.stack(table["embedding"].to_numpy()) for table in tables])
     similar = rows.astype(np.float32) @ centres.T
-    assert len(report.centroids) == 5
-    for one in report.centroids:
+    assert len(found.centroids) == 5
+    for one in found.centroids:
         picks = [row["key"] for row in manifest if row["centroid"] == one.number]
         assert one.selected == len(picks)
         shown = [tile.key for tile in one.first + one.last]
         assert shown == (picks if len(picks) <= 8 else picks[:4] + picks[-4:])
         best = np.argsort(-similar[:, one.number], kind="stable")[:4]
         assert [tile.key for tile in one.nearest] == [keys[row] for row in best]
-    assert json.loads((output / "summary.json").read_text())["rounds"] == report.rounds
+    assert json.loads((output / "summary.json").read_text())["rounds"] == found.rounds

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curate.report import plots
-from curate.report.markup import json_text, percent, public, short, tag, text
+from curate.report.collect.settings import public
+from curate.report.pages import plots
+from curate.report.pages.markup import json_text, percent, short, tag, text
 
 
 class _Reader(HTMLParser):

@@ -10,8 +10,8 @@ import pytest
 from scipy.stats import gaussian_kde, norm
 from sklearn.decomposition import PCA
 
-from curate.report import projection
-from curate.report.projection import GRID
+from curate.report.collect import projection
+from curate.report.collect.projection import GRID
 
 
 def rows(n: int, seed: int, at: float = 0.0, width: int = 12) -> np.ndarray:

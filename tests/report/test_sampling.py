@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate.errors import CurateError
-from curate.report import files, sampling
+from curate.report.collect import files, sampling
 from curate.runfiles import shards
 from curate.runfiles.run import Run
 from curate.runfiles.shards import Shard
@@ -71,10 +71,28 @@ def test_nearest_are_the_best_of_all(output) -> None:
     centroids = np.load(output / "centroids.npy")
     best = np.argsort(-(rows.astype(np.float32) @ centroids.T), axis=0, kind="stable")[:4].T
     found = sampling.nearest(targets, centroids, 4)
-    assert [[row["key"] for row in one] for one in found] == [[keys[i] for i in b] for b in best]
+    assert [[keys[i] for i in one] for one in found] == [[keys[i] for i in b] for b in best]
     assert [len(one) for one in sampling.nearest(targets[:1], centroids, 9)] == [5] * len(centroids)
     with pytest.raises(CurateError, match="another width"):
         sampling.nearest(targets, centroids[:, :3], 4)
+
+
+def test_of_equally_near_images_the_first_are_taken(tmp_path, ray_session) -> None:
+    """Of many copies, over shards."""
+    found = []
+    for number, rows in enumerate((300, 300)):
+        uri = str(tmp_path / f"{number}.arrow")
+        images = pa.table({"key": [str(row) for row in range(rows)]})
+        embeddings = np.tile(np.eye(4, dtype=np.float16)[:1], (rows, 1))
+        embeddings[:2, 0] = 0.5  # the first two are no copies
+        shards.write_arrow(uri, shards.table_of(images, embeddings))
+        found.append(Shard(uri, 0, rows, number * 300))
+    centroids = np.eye(4, dtype=np.float32)[:2]
+    assert sampling.nearest(found, centroids, 4).tolist() == [[2, 3, 4, 5], [0, 1, 2, 3]]
+    assert sampling.nearest(found[1:], centroids, 4).tolist() == [
+        [302, 303, 304, 305],
+        [300, 301, 302, 303],
+    ]
 
 
 def test_labels_are_counted_and_damage_is_named(output, tmp_path) -> None:
@@ -93,6 +111,7 @@ def test_rows_of_a_manifest_come_in_the_order_asked_for(tmp_path) -> None:
     columns = {
         "key": [str(i) for i in range(rows)],
         "source": ["s"] * rows,
+        "uri": ["u"] * rows,
         "label": [None if i % 2 else "even" for i in range(rows)],
         "centroid": pa.nulls(rows, pa.int32()),
         "round": list(range(rows)),
@@ -101,7 +120,7 @@ def test_rows_of_a_manifest_come_in_the_order_asked_for(tmp_path) -> None:
     pq.write_table(pa.table(columns), uri, row_group_size=4)
     manifest = files.read_manifest(uri)
     wanted = [24, 0, 7, 7, 3]
-    assert [row["key"] for row in manifest.whole(wanted)] == [str(i) for i in wanted]
-    assert manifest.whole([]) == []
+    assert [row.key for row in manifest.images(wanted)] == [str(i) for i in wanted]
+    assert manifest.images([]) == []
     assert manifest.labels() == {"even": 13, None: 12}
     assert manifest.numbers("centroid").tolist() == [-1] * rows

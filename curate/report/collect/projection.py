@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import gaussian_kde
 
 GRID = 96  # density is computed on so many points a side
 MARGIN = 0.08  # of the picture, around what is in it
@@ -67,27 +68,16 @@ def grid(box: tuple[float, float, float, float]) -> Floats:
 
 
 def density(points: Floats, places: Floats) -> Floats | None:
-    """Gaussian kernel density of points (N, 2) at places (M, 2); the kernel has the points' own
-    covariance, made smaller by Scott's factor N^(-1/6).
+    """Gaussian kernel density of points (N, 2) at places (M, 2), of Scott's bandwidth.
 
     None of points that all lie on a line, or are fewer than three.
     """
     if len(points) < 3:
         return None
-    factor = len(points) ** (-1 / 6)
-    covariance = np.cov(points.T) * factor**2
-    scale = np.trace(covariance)
-    if scale <= 0 or np.linalg.det(covariance) < 1e-9 * scale**2:
+    covariance = np.cov(points.T)
+    if np.linalg.det(covariance) <= 1e-9 * np.trace(covariance) ** 2:
         return None
-    whiten = np.linalg.inv(np.linalg.cholesky(covariance)).T
-    white, at = points @ whiten, places @ whiten
-    found = np.empty(len(at))
-    for start in range(0, len(at), 1024):  # 1024 × N distances at a time
-        block = at[start : start + 1024]
-        squares = ((block[:, None, :] - white[None, :, :]) ** 2).sum(axis=2)
-        found[start : start + 1024] = np.exp(-squares / 2).sum(axis=1)
-    norm = len(points) * 2 * np.pi * np.sqrt(np.linalg.det(covariance))
-    return np.asarray(found / norm, np.float64)
+    return np.asarray(gaussian_kde(points.T)(places.T), np.float64)
 
 
 def overlap(one: Floats, other: Floats) -> float:

@@ -7,16 +7,16 @@ from itertools import groupby
 from typing import Any
 
 from curate.report.content import Centroid, Report, Tile
-from curate.report.markup import Html, count, images, join, json_text, short, tag
-from curate.report.shell import (
+from curate.report.pages.markup import Html, count, images, join, json_text, short, tag
+from curate.report.pages.shell import (
     NO_LABEL,
-    below,
+    alt_text,
+    caption_of,
     document,
     links,
     note,
     tiles,
     title_of,
-    told,
 )
 
 PER_PAGE = 100
@@ -198,9 +198,9 @@ def _filter(report: Report) -> Html:
         "images": [
             [
                 tile.thumb,
-                told(tile),
+                alt_text(tile),
                 title_of(tile),
-                below(tile),
+                caption_of(tile),
                 sources.index(tile.source) if tile.source in sources else None,
                 place[NO_LABEL if tile.label is None else tile.label],
                 tile.round,

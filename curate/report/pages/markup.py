@@ -66,13 +66,6 @@ def short(value: str, limit: int = 120) -> str:
     return f"{value[: limit // 2]}…{value[-limit // 2 + 1 :]}"
 
 
-def public(uri: str) -> str:
-    """A URI without what may be secret in it: a password, a signature in the query."""
-    if "://" not in uri:
-        return uri
-    return re.sub(r"\?\S*", "?…", re.sub(r"://[^/@\s]*@", "://", uri))
-
-
 def count(value: int) -> str:
     return f"{value:,}"
 

@@ -3,37 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from urllib.parse import urlencode
 
-from curate.report import plots
-from curate.report.content import Cell, Classes, Comparison, Figure
-from curate.report.markup import Html, count, images, join, percent, short, tag
-from curate.report.shell import note, number, row, table
+from curate.comparison.table import Cell, Comparison
+from curate.report.content import Classes, Figure, Report
+from curate.report.pages import plots
+from curate.report.pages.markup import Html, count, images, join, percent, short, tag
+from curate.report.pages.shell import note, number, row, table
 
 
-def classes(shown: list[Classes], link: Callable[[str], str | None]) -> Html:
-    """Histograms beside each other. link: where the images of a label are, if they are shown."""
-    parts = [tag("div", _histogram(one, link if i == 0 else None)) for i, one in enumerate(shown)]
+def classes(report: Report) -> Html | None:
+    """Histograms beside each other."""
+    if not report.classes:
+        return None
+    shown = {tile.label for tile in report.gallery}
+
+    def link(label: str) -> str | None:
+        """Where the images of a label are, if they are shown."""
+        return f"gallery-1.html#{urlencode({'class': label})}" if label in shown else None
+
+    own, *others = report.classes
+    parts = [_histogram(own, link), *(_histogram(one, lambda _: None) for one in others)]
     return join(
         note(
             "Labels were used for this count alone, never for the selection. “Against open set” "
             "compares a class's share of the selection with its share of the open set."
         ),
-        tag("div", parts, class_="two"),
+        tag("div", [tag("div", part) for part in parts], class_="two"),
     )
 
 
-def _histogram(one: Classes, link: Callable[[str], str | None] | None) -> Html:
+def _histogram(one: Classes, link: Callable[[str], str | None]) -> Html:
     if not one.labelled:
         return join(tag("h3", one.title), note(f"{images(one.images)}, none with a label."))
     most = one.top[0][1]
     rows = []
     for label, n, of_open in one.top:
-        place = link(label) if link else None
-        name = tag("a", short(label, 60), href=place) if place else short(label, 60)
+        href, name = link(label), short(label, 60)
         share = n / one.images
         rows.append(
             row(
-                join(name, plots.bar([("count", n / most)])),
+                join(tag("a", name, href=href) if href else name, plots.bar([("count", n / most)])),
                 number(count(n)),
                 number(percent(share)),
                 number(f"{share / of_open:.1f} ×" if of_open else "–"),
@@ -50,27 +60,22 @@ def _histogram(one: Classes, link: Callable[[str], str | None] | None) -> Html:
     )
 
 
-def evaluation(figures: list[Figure]) -> Html:
+def evaluation(report: Report) -> Html | None:
+    if not report.evaluation:
+        return None
     rows = [
         row(
             short(one.metric),
             tag("td", _bar_of(one.value, one.std) if one.unit == "share" else None, class_="wide"),
             number(_value(one)),
             number(count(one.seeds)),
-            number(count(one.images)),
+            number(count(one.n)),
         )
-        for one in figures
+        for one in report.evaluation
     ]
-    heads = [
-        ("Metric", ""),
-        ("0 to 100 %", "wide"),
-        ("Value", "n"),
-        ("Seeds", "n"),
-        ("Images", "n"),
-    ]
-    return table(
-        "Of the encoder on labelled images, ± one standard deviation over seeds", heads, rows
-    )
+    heads = [("Metric", ""), ("0 to 100 %", "wide"), ("Value", "n"), ("Seeds", "n")]
+    caption = "Of the encoder on labelled images, ± one standard deviation over seeds"
+    return table(caption, [*heads, ("Images", "n")], rows)
 
 
 def _value(one: Figure) -> str:
@@ -85,8 +90,11 @@ def _bar_of(value: float, std: float, best: bool = False) -> Html:
     return plots.interval(value - std, value, value + std, best)
 
 
-def comparison(one: Comparison) -> Html:
+def comparison(report: Report) -> Html | None:
     """A table for each metric: arms down, targets across."""
+    one = report.comparison
+    if one is None:
+        return None
     cells = {(cell.metric, cell.arm, cell.target): cell for cell in one.cells}
     tables = []
     for metric in one.metrics:
@@ -143,22 +151,20 @@ def _selections(one: Comparison) -> Html | None:
     if not one.selections:
         return None
 
-    def share(value: object) -> Html:
-        return number(percent(value) if isinstance(value, int | float) else "–")
+    def share(value: float | None) -> Html:
+        return number("–" if value is None else percent(value))
 
-    rows = []
-    for chosen in one.selections:
-        selected, lift, seed = (chosen.get(name) for name in ("selected", "lift", "seed"))
-        rows.append(
-            row(
-                f"{chosen.get('arm', '')}{f', seed {seed}' if seed else ''}",
-                tag("td", str(chosen.get("target", ""))),
-                number(count(selected) if isinstance(selected, int) else "–"),
-                share(chosen.get("oracle_share")),
-                share(chosen.get("base_share")),
-                number(f"{lift:.2f} ×" if isinstance(lift, int | float) else "–"),
-            )
+    rows = [
+        row(
+            f"{of_arm.arm}, seed {of_arm.seed}" if of_arm.seed else of_arm.arm,
+            tag("td", of_arm.target),
+            number(count(of_arm.selected)),
+            share(of_arm.oracle_share),
+            share(of_arm.base_share),
+            number("–" if of_arm.lift is None else f"{of_arm.lift:.2f} ×"),
         )
+        for of_arm in one.selections
+    ]
     heads = [
         *(("Arm", ""), ("Target", ""), ("Selected images", "n")),
         *(("Of the target's classes", "n"), ("In the open set", "n"), ("Ratio", "n")),

@@ -9,7 +9,7 @@ from functools import cache
 from importlib import resources
 
 from curate.report.content import Tile
-from curate.report.markup import Html, count, join, short, tag
+from curate.report.pages.markup import Html, count, join, short, tag
 
 THUMB_PX = 112
 NO_LABEL = "(no label)"
@@ -17,7 +17,7 @@ NO_LABEL = "(no label)"
 
 @cache
 def asset(name: str) -> Html:
-    return Html(resources.files("curate.report").joinpath(name).read_text(encoding="utf-8"))
+    return Html(resources.files("curate.report.pages").joinpath(name).read_text(encoding="utf-8"))
 
 
 def document(title: str, body: Iterable[Html], script: str | None = None) -> str:
@@ -62,7 +62,7 @@ def links(label: str, entries: Iterable[tuple[str, str]], current: str | None = 
 
 
 def table(
-    caption: str, heads: Iterable[tuple[str, str]], rows: Iterable[Html], told: str | None = None
+    caption: str, heads: Iterable[tuple[str, str]], rows: Iterable[Html], label: str | None = None
 ) -> Html:
     """heads: (text, class). A table that is too wide scrolls in a box of its own, which a keyboard
     can reach."""
@@ -71,7 +71,7 @@ def table(
         "table", tag("caption", tag("span", caption)), tag("thead", head), tag("tbody", list(rows))
     )
     return tag(
-        "div", inside, class_="scroll", tabindex=0, role="region", aria_label=told or caption
+        "div", inside, class_="scroll", tabindex=0, role="region", aria_label=label or caption
     )
 
 
@@ -85,7 +85,7 @@ def number(value: str | Html) -> Html:
     return tag("td", value, class_="n")
 
 
-def told(tile: Tile) -> str:
+def alt_text(tile: Tile) -> str:
     """What a screen reader says in place of an image."""
     what = short(tile.key)
     if tile.label is not None:
@@ -98,7 +98,7 @@ def title_of(tile: Tile) -> str:
     return short(tile.label if tile.label else tile.key, 60)
 
 
-def below(tile: Tile) -> str:
+def caption_of(tile: Tile) -> str:
     """When an image was taken, and how similar to its centroid it is."""
     parts = []
     if tile.round is not None:
@@ -113,17 +113,17 @@ def figure(tile: Tile) -> Html:
         picture = tag(
             "img",
             src=f"thumbs/{tile.thumb}",
-            alt=told(tile),
+            alt=alt_text(tile),
             width=THUMB_PX,
             height=THUMB_PX,
             loading="lazy",
             decoding="async",
         )
     else:
-        picture = tag("div", "not readable", class_="gone", role="img", aria_label=told(tile))
+        picture = tag("div", "not readable", class_="gone", role="img", aria_label=alt_text(tile))
     title = title_of(tile)
     caption = [tag("b", title, title=title), tag("span", tile.source, class_="from")]
-    caption.append(tag("span", below(tile)))
+    caption.append(tag("span", caption_of(tile)))
     return tag("figure", picture, tag("figcaption", caption), class_="tile")
 
 

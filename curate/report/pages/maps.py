@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from curate.report import plots
 from curate.report.content import Cloud, Map, Report
-from curate.report.markup import Html, images, join, percent, tag
-from curate.report.shell import note, number, row, swatch, table
+from curate.report.pages import plots
+from curate.report.pages.markup import Html, images, join, percent, tag
+from curate.report.pages.shell import note, number, row, swatch, table
 
 POINTS_ALONE = 500
 SETS = {"open": "open set", "target": "target set", "coreset": "coreset"}
 
 
 def maps(report: Report) -> Html | None:
-    """Each map beside its figures, or why there is none."""
-    if "map" in report.missing:
-        return note(report.missing["map"])
+    """Each map beside its figures."""
     return join([_map(one) for one in report.maps]) if report.maps else None
 
 
 def _map(one: Map) -> Html:
     drawn = {cloud.name: cloud for cloud in one.clouds}
-    told = f"{one.method} of the " + ", ".join(
+    description = f"{one.method} of the " + ", ".join(
         f"{SETS[name]} ({images(len(cloud.points))})" for name, cloud in drawn.items()
     )
     boxes = [
@@ -42,7 +40,7 @@ def _map(one: Map) -> Html:
     left = tag(
         "figure",
         tag("ul", boxes, class_="legend"),
-        plots.clouds(one.clouds, told),
+        plots.clouds(one.clouds, description),
         tag(
             "figcaption",
             tag(

@@ -7,10 +7,10 @@ table stretches with its cell and has no text.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from curate.report.content import Cloud
-from curate.report.markup import Html, count, join, tag
+from curate.report.pages.markup import Html, count, join, tag
 
 WIDTH, HEIGHT = 400, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 38
@@ -76,7 +76,7 @@ def curve(
     points: Sequence[tuple[int, float, int]],
     threshold: float | None,
     stopping: tuple[int, float] | None,
-    told: str,
+    description: str,
 ) -> Html:
     """f(S_t) against the round. stopping: the round that was not taken any more."""
     values = [objective for _, objective, _ in points]
@@ -111,10 +111,10 @@ def curve(
         )
     if stopping is not None:
         shapes.append(_dot("refused", x(stopping[0]), y(stopping[1])))
-    return _figure(shapes, WIDTH, HEIGHT, told, "plot")
+    return _figure(shapes, WIDTH, HEIGHT, description, "plot")
 
 
-def clouds(shown: Sequence[Cloud], told: str, points_each: int | None = None) -> Html:
+def clouds(shown: Sequence[Cloud], description: str, points_each: int | None = None) -> Html:
     """Sets on a map over each other; style.css hides those whose box is not ticked."""
     side = MAP_SIDE
     layers = []
@@ -129,17 +129,17 @@ def clouds(shown: Sequence[Cloud], told: str, points_each: int | None = None) ->
             )
             shapes.append(tag("path", class_="outline", d=path))
         layers.append(tag("g", shapes, class_=part.name))
-    return _figure(layers, side, side, told, "plot map")
+    return _figure(layers, side, side, description, "plot map")
 
 
-def _figure(shapes: list[Html], width: int, height: int, told: str, class_: str) -> Html:
+def _figure(shapes: list[Html], width: int, height: int, description: str, class_: str) -> Html:
     return tag(
         "svg",
         join(shapes),
         class_=class_,
         viewBox=f"0 0 {width} {height}",
         role="img",
-        aria_label=told,
+        aria_label=description,
     )
 
 
@@ -157,7 +157,7 @@ def _label(
     return tag("text", words, x=_n(x), y=_n(y), text_anchor=anchor, class_=class_)
 
 
-def _scale(low: float, high: float, start: float, end: float):  # type: ignore[no-untyped-def]
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 

@@ -1,0 +1,1 @@
+"""A finished run → what its report shows (content.py), section by section."""

@@ -1,0 +1,1 @@
+"""What a report shows (content.py) → HTML, without files and without Ray."""
