@@ -15,11 +15,11 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from curate import storage
+from curate.pretraining.board import Record
 from curate.runfiles.files import TrainingFiles
 
 log = logging.getLogger(__name__)
 
-Record = dict[str, Any]
 LINE_EVERY_S = 30.0
 WRITE_EVERY_S = 20.0
 

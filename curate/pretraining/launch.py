@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import pyarrow.fs
@@ -20,8 +21,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from curate import storage
 from curate.cluster import cause_of
 from curate.errors import CurateError, one_line
-from curate.pretraining.journal import Record, TrainingProgress
-from curate.pretraining.worker import Board, Job, work
+from curate.pretraining.board import Board, Record
+from curate.pretraining.journal import TrainingProgress
+from curate.pretraining.worker import Job, work
 from curate.settings import TrainingSettings
 
 CPU_THREADS = 4  # of a worker without a GPU; beyond that, more workers scale better
@@ -85,8 +87,7 @@ def launch(job: Job, placement: Placement, restarts: int) -> None:
     board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     scratch = job.files.scratch
     trainer = TorchTrainer(
-        work,
-        train_loop_config={"job": job, "board": board},
+        partial(work, job, board),  # as a config, Ray's own controller would import it all too
         scaling_config=ScalingConfig(
             num_workers=placement.workers,
             use_gpu=placement.gpu,
