@@ -1,11 +1,13 @@
-# make demo   the main job on real images, on this machine, nothing downloaded but packages
-# make test   the test suite
-# Each makes .venv first and installs the project into it; both work on a bare checkout.
+# make demo        the main job on real images, on this machine, nothing downloaded but packages
+# make test        lint, types, and a real one of everything: a run, one killed and gone on with, a
+#                  training, a comparison, a submitted job; under ten minutes on two cores
+# make test-slow   the rest: nodes lost, S3, every method and backbone, long interruptions
+# Each makes .venv first and installs the project into it; all work on a bare checkout.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-slow lint clean
 
 demo: .venv/installed
 	$(BIN)/python examples/make_demo_data.py runs/demo-data
@@ -13,10 +15,10 @@ demo: .venv/installed
 	$(BIN)/curate report runs/demo
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest --durations=20
+	$(BIN)/python -m pytest -m "not slow" --durations=20
 
-test-fast: .venv/installed
-	$(BIN)/python -m pytest -m "not slow"
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow --durations=20
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
-from ray.util.annotations import RayDeprecationWarning
 
 from curate.errors import CurateError, one_line
 
@@ -31,8 +29,6 @@ def connect(address: str | None = None, *, verbose: bool = False) -> None:
         # Of tasks that fail alike, the first one's reason is told; the others' are no news
         os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of its C++ half, to our stderr
-        # Of Ray Data's argument for placing actors, whose successor is not out yet
-        warnings.simplefilter("ignore", RayDeprecationWarning)
     level = logging.INFO if verbose else logging.ERROR
     if not ray.is_initialized():
         address = address or os.environ.get("RAY_ADDRESS")
@@ -44,7 +40,7 @@ def connect(address: str | None = None, *, verbose: bool = False) -> None:
             raise CurateError(f"no Ray {where}: {one_line(error)}") from error
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(level)
-    from ray.data import DataContext  # with pandas, half of a worker's imports, which need neither
+    from ray.data import DataContext  # with pandas: a second that no task needs
 
     context = DataContext.get_current()
     context.enable_progress_bars = verbose

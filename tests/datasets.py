@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,11 @@ def write_merged(root: Path) -> dict[str, Any]:
         "coreset": {"clusters": 5, "tau": None, "budget": 40},
         "output": str(root / "run"),
     }
+
+
+def copy_run(document: dict[str, Any], root: Path) -> dict[str, Any]:
+    """The document of a copy under `root` of a finished run, over the same sources."""
+    return {**document, "output": str(shutil.copytree(document["output"], root / "run"))}
 
 
 SEEN = {"folder": 34, "tars": 40, "tables": 36, "list": 11}

@@ -31,15 +31,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def document(tmp_path_factory, ray_session):
-    return datasets.write_merged(tmp_path_factory.mktemp("sets"))
+def document(tmp_path_factory, merged_run):
+    return datasets.copy_run(merged_run[0], tmp_path_factory.mktemp("pipeline"))
 
 
 @pytest.fixture(scope="module")
-def finished(document):
+def finished(document, merged_run):
     """One run over the merged sets, and its summary."""
-    summary = run(config.parse(document, "test"))
-    return Path(document["output"]), summary
+    return Path(document["output"]), merged_run[1]
 
 
 def settings_of(document, **changes):
@@ -308,15 +307,11 @@ def write_config(path: Path, document: dict, **changes) -> Path:
     return path
 
 
-@pytest.mark.slow
-def test_driver_killed_mid_embedding_resumes_to_the_same_bytes(
-    document, finished, tmp_path
-) -> None:
+def test_driver_killed_mid_embedding_resumes_to_the_same_bytes(document, tmp_path) -> None:
     output = tmp_path / "killed"
     # Units of two images: many moments to be killed in between
-    config_path = write_config(
-        tmp_path / "run.yaml", document, output=str(output), embed={"unit_images": 2}
-    )
+    small = {"open": document["open"][:3], "embed": {"unit_images": 2}}
+    config_path = write_config(tmp_path / "run.yaml", document, output=str(output), **small)
     environment = {**os.environ, "RAY_ADDRESS": ""}
     process = subprocess.Popen(
         job(config_path), cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
@@ -339,9 +334,7 @@ def test_driver_killed_mid_embedding_resumes_to_the_same_bytes(
     )
     assert again.returncode == 0, again.stderr
     assert {path: path.stat().st_mtime_ns for path in done} == done
-    undisturbed = run(
-        settings_of(document, output=str(tmp_path / "whole"), embed={"unit_images": 2})
-    )
+    undisturbed = run(settings_of(document, output=str(tmp_path / "whole"), **small))
     assert undisturbed.embedded_now > 0
     manifest = (output / "coreset.parquet").read_bytes()
     assert manifest == (tmp_path / "whole" / "coreset.parquet").read_bytes()

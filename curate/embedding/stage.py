@@ -86,12 +86,12 @@ def _dataset(run: Run, encoder: Encoder, pending: list[PlannedUnit]) -> ray.data
         )
         .map_batches(
             EmbedParts,
-            batch_size=None,
+            batch_size=1,
             batch_format="pyarrow",
+            # By their claims all actors would fit one node: Ray Data spreads them
             compute=ActorPoolStrategy(min_size=pool.min_size, max_size=pool.max_size),
             num_cpus=ACTOR_CPUS,
             num_gpus=pool.num_gpus,
-            scheduling_strategy="SPREAD",  # by their claims all actors would fit one node
             fn_constructor_kwargs={
                 "settings": settings.encoder,
                 "weights_uri": run.files.weights,

@@ -8,15 +8,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from typing import Any
 
 from tensorboardX import SummaryWriter
 
 from curate import storage
+from curate.pretraining.board import Record
 from curate.progress import Display
 from curate.runfiles.files import TrainingFiles
 
-Record = dict[str, Any]
 WRITE_EVERY_S = 20.0
 STANDSTILL_S = 30.0  # a step that takes longer is worth a line
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow.fs
@@ -17,8 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from curate import storage
 from curate.cluster import cause_of
 from curate.errors import CurateError, one_line
+from curate.pretraining.board import Board
 from curate.pretraining.journal import TrainingProgress
-from curate.pretraining.worker import Board, Job, work
+from curate.pretraining.worker import Job, work
 from curate.settings import ResourceSettings
 
 CPU_THREADS = 4  # of a worker without a GPU; beyond that, more workers scale better
@@ -81,8 +83,7 @@ def launch(job: Job, placement: Placement, restarts: int) -> None:
     board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
     scratch = job.files.scratch
     trainer = TorchTrainer(
-        work,
-        train_loop_config={"job": job, "board": board},
+        partial(work, job, board),  # as a config, Ray's own controller would import it all too
         scaling_config=ScalingConfig(
             num_workers=placement.workers,
             use_gpu=placement.gpu,

@@ -65,8 +65,10 @@ class Trainer:
         self.optimizer = build_optimizer(recipe.optimizer, self.method)
         self.wrapped: nn.Module = self.method
         if world() > 1:
-            # Buffers are the same on every rank, or, as BatchNorm's averages on CPU, rank 0's count
-            self.wrapped = DistributedDataParallel(self.method, broadcast_buffers=False)
+            self.wrapped = DistributedDataParallel(self.method)
+            # Buffers are the same on every rank, or, as BatchNorm's averages on CPU, rank 0's
+            # count. As an argument this is deprecated; its successor came long after torch 2.4
+            self.wrapped.broadcast_buffers = False
         self.step_number = 0
 
     def _build_method(self, backbone: nn.Module) -> Method:

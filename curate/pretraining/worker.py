@@ -22,7 +22,8 @@ from curate.errors import CurateError
 from curate.images import Preprocessing
 from curate.methods.ranks import gather, rank, world
 from curate.pretraining import checkpoints
-from curate.pretraining.journal import Journal, Record
+from curate.pretraining.board import Record
+from curate.pretraining.journal import Journal
 from curate.pretraining.order import places_of
 from curate.pretraining.plan import TrainingPlan
 from curate.pretraining.probe import Probe, knn_accuracy, open_probe
@@ -53,31 +54,8 @@ class Job:
     max_unreadable_fraction: float
 
 
-@ray.remote(num_cpus=0)
-class Board:
-    """Where rank 0 shows how it goes, and a worker leaves why it cannot go on."""
-
-    def __init__(self) -> None:
-        self.record: Record | None = None
-        self.failed: str | None = None
-
-    def show(self, record: Record) -> None:
-        self.record = record
-
-    def fail(self, reason: str) -> None:
-        self.failed = self.failed or reason
-
-    def shown(self) -> Record | None:
-        return self.record
-
-    def failure(self) -> str | None:
-        return self.failed
-
-
-def work(config: dict[str, Any]) -> None:
+def work(job: Job, board: ActorHandle) -> None:
     """The function that Ray Train runs on every worker."""
-    job: Job = config["job"]
-    board: ActorHandle = config["board"]
     if ray.get(board.failure.remote()) is not None:
         return  # restarting cannot mend what the last try said
     try:

@@ -80,6 +80,22 @@ def figures(output: str | Path) -> list[dict[str, Any]]:
     return cells
 
 
+def test_two_arms_and_nothing_twice(document, tmp_path: Path, ray_session) -> None:
+    """What the long test below does with more arms, more seeds and an interruption."""
+    arms = ["x", {"kind": "random", "seeds": 1}]
+    settings = settings_of(document, tmp_path, arms=arms, steps=2, output=str(tmp_path / "two"))
+    whole = stage.compare(settings)
+    assert {(c["arm"], c["images"], c["seeds"]) for c in whole["cells"]} == {
+        *(("x", 24, 1), ("random", 34, 1)),
+    }
+    assert [(row["arm"], row["selected"]) for row in whole["selections"]] == [("random", 10)]
+    assert figures(settings.output) == json.loads(json.dumps(whole["cells"]))
+    results = sorted((tmp_path / "two").glob("tints/arms/*/seed-0/result.json"))
+    stamps = [path.stat().st_mtime_ns for path in results]
+    assert stage.compare(settings)["cells"] == whole["cells"]
+    assert [path.stat().st_mtime_ns for path in results] == stamps and len(stamps) == 2
+
+
 @pytest.mark.slow
 def test_interrupted_and_gone_on_with_it_gives_the_same_table(
     document, tmp_path: Path, ray_session, monkeypatch

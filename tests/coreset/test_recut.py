@@ -23,11 +23,14 @@ from tests.oracles import brute_force_rounds
 
 
 @pytest.fixture(scope="module")
-def document(tmp_path_factory, ray_session):
-    document = datasets.write_merged(tmp_path_factory.mktemp("sets"))
-    document["coreset"] = {"clusters": 5, "tau": 0.999}
-    run(config.parse(document, "test"))
-    return document
+def document(tmp_path_factory, merged_run):
+    return selecting(merged_run[0], tmp_path_factory.mktemp("run"), clusters=5, tau=0.999)[0]
+
+
+def selecting(document, root: Path, **coreset):
+    """A run on the same embeddings with another selection: its document and summary."""
+    own = {**datasets.copy_run(document, root), "coreset": coreset}
+    return own, run(config.parse(own, "test"))
 
 
 def rows(path: str | Path) -> list[dict]:
@@ -39,9 +42,8 @@ def test_a_recut_is_the_run_with_that_threshold(document, tmp_path: Path, tau: f
     before = rows(f"{document['output']}/coreset.parquet")
     line = recut(document["output"], tau)
     uri = line.rpartition(" ")[2]
-    own = {**document, "coreset": {"clusters": 5, "tau": tau}, "output": str(tmp_path / "own")}
-    summary = run(config.parse(own, "test"))
-    expected = rows(tmp_path / "own" / "coreset.parquet")
+    own, summary = selecting(document, tmp_path, clusters=5, tau=tau)
+    expected = rows(f"{own['output']}/coreset.parquet")
     assert [row["key"] for row in rows(uri)] == [row["key"] for row in expected]
     for one, other in zip(rows(uri), expected, strict=True):
         assert one == {**other, "uri": one["uri"]}
@@ -61,9 +63,7 @@ def test_a_sweep_says_what_each_threshold_selects(document) -> None:
 
 
 def test_a_budget_holds_for_every_threshold(document, tmp_path: Path) -> None:
-    own = {**document, "output": str(tmp_path / "own")}
-    own["coreset"] = {"clusters": 5, "tau": 0.999, "budget": 17}
-    run(config.parse(own, "test"))
+    own, _ = selecting(document, tmp_path, clusters=5, tau=0.999, budget=17)
     cuts = sweep(Run.open(own["output"]))
     assert {one.selected for one in cuts if one.stopped_because == "budget"} == {17}
     assert cuts[-1].stopped_because == "budget"
@@ -116,8 +116,7 @@ def test_what_cannot_be_recut(document, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("target: x")
     with pytest.raises(CurateError, match=r"config.yaml: not a run's config"):
         recut(str(tmp_path), 0.9)
-    own = {**document, "coreset": {"method": "random", "budget": 3}, "output": str(tmp_path / "r")}
-    run(config.parse(own, "test"))
+    own, _ = selecting(document, tmp_path / "random", method="random", budget=3)
     with pytest.raises(CurateError, match=r"coreset.method=random: has no threshold"):
         recut(own["output"], 0.9)
 

@@ -20,8 +20,8 @@ from tests.oracles import brute_force_rounds
 
 
 @pytest.fixture(scope="module")
-def document(tmp_path_factory, ray_session):
-    document = datasets.write_merged(tmp_path_factory.mktemp("sets"))
+def document(tmp_path_factory, merged_run):
+    document = datasets.copy_run(merged_run[0], tmp_path_factory.mktemp("run"))
     document["coreset"] = {"clusters": 5, "tau": None, "budget": 30, "whiten": 16}
     run(config.parse(document, "test"))
     return document

@@ -20,6 +20,7 @@ from curate.errors import CurateError
 from curate.pipeline import run
 from curate.runfiles import shards
 from curate.runfiles.files import TrainingSetFiles
+from curate.runfiles.summary import Summary
 from curate.settings import RunSettings
 from curate.settings import load as config
 from tests import datasets
@@ -28,14 +29,13 @@ Document = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def document(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Document:
-    return datasets.write_merged(tmp_path_factory.mktemp("sets"))
+def document(merged_run: tuple[Document, Summary]) -> Document:
+    return merged_run[0]
 
 
 @pytest.fixture(scope="module")
 def finished(document: Document) -> Path:
     """The output of a run that selected 40 of the open images."""
-    run(settings_of(document))
     return Path(document["output"])
 
 

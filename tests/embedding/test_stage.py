@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import warnings
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ray.data import DataContext
 
-from curate.embedding import encoders, parts
+from curate.embedding import encoders, parts, stage
 from curate.embedding.parts import read_parts
 from curate.embedding.stage import EmbedParts
 from curate.runfiles import plan, shards
 from curate.runfiles.files import RunFiles
 from curate.runfiles.ledger import PartRecord, unit_of
+from curate.runfiles.run import Run
+from curate.settings import EmbedSettings
 from curate.settings import load as config
 from tests import datasets
 
@@ -117,3 +121,15 @@ def test_unit_without_one_good_image_is_still_done(tmp_path, ray_session) -> Non
     assert table.schema.field("embedding").type == pa.list_(pa.float16(), 512)
     [reject] = pq.read_table(files.rejects(unit.number, 0)).to_pylist()
     assert reject["uri"].endswith("one.tar") and "archive damaged" in reject["reason"]
+
+
+def test_the_pool_is_asked_for_without_a_warning(tmp_path, ray_session) -> None:
+    """On GPUs as well, of which Ray Data wants to know the batches."""
+    settings, encoder, _ = prepared(tmp_path)
+    on_gpu = EmbedSettings(device="gpu", workers=1)
+    run = Run.begin(settings.model_copy(update={"embed": on_gpu}), {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stage._dataset(run, encoder, run.units)
+    # By their claims all actors would fit one node
+    assert DataContext.get_current().scheduling_strategy == "SPREAD"

@@ -29,7 +29,7 @@ from curate.runfiles.run import Embedded, Run
 from curate.settings import EncoderSettings, RunSettings
 from curate.settings import load as config
 from curate.settings.evaluation import OnLabelledSets, OnOwnData, Protocol
-from tests.datasets import picture, write_merged
+from tests.datasets import copy_run, picture
 from tests.evaluate import scenes
 
 CLASSES = ("blue", "green", "red")
@@ -291,10 +291,8 @@ def test_what_the_other_protocols_refuse(document, tmp_path, ray_session, monkey
 
 
 @pytest.fixture(scope="module")
-def curated(tmp_path_factory, ray_session) -> dict[str, Any]:
-    document = write_merged(tmp_path_factory.mktemp("merged"))
-    run(config.parse(document, "test"))
-    return document
+def curated(tmp_path_factory, merged_run) -> dict[str, Any]:
+    return copy_run(merged_run[0], tmp_path_factory.mktemp("curated"))
 
 
 def selection_of(document: dict[str, Any], *oracle: str) -> RunSettings:

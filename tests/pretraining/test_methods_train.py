@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import torch
+from ray.actor import ActorHandle
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from safetensors.torch import load_file
@@ -18,9 +20,11 @@ from curate.dataset import materialise
 from curate.embedding import encoders
 from curate.methods import METHODS
 from curate.pretraining import checkpoints
+from curate.pretraining.board import Board
 from curate.pretraining.plan import TrainingPlan, make_plan
 from curate.pretraining.trainer import Trainer
-from curate.pretraining.worker import Board, Job, work
+from curate.pretraining.worker import Job, work
+from curate.runfiles.files import TrainingFiles
 from curate.settings import CheckpointSettings, EncoderSettings, ImageSettings, TrainingSettings
 from curate.settings import load as config
 
@@ -67,7 +71,7 @@ LEAST_DEVIATION = 0.05
 def plan_of(method: str, images: int) -> TrainingPlan:
     small = {"optimizer": {"learning_rate": 1e-3}, **SMALL[method]}
     small["optimizer"] |= {"warmup_epochs": 0, "clip_gradient": 3}
-    backbone = "vit_tiny_patch16_224" if method == "mae" else "resnet18"
+    backbone = "test_vit" if method == "mae" else "test_resnet"
     settings = TrainingSettings(
         method=method,
         epochs=EPOCHS.get(method, 4),
@@ -78,10 +82,10 @@ def plan_of(method: str, images: int) -> TrainingPlan:
     return make_plan(settings, encoder, images=images, open_images=0, workers=2, section="pretrain")
 
 
-def one_after_the_other(jobs_and_board: dict[str, Any]) -> None:
+def one_after_the_other(jobs: list[Job], board: ActorHandle) -> None:
     """Ray Train takes seconds to start; nine trainings share one start."""
-    for job in jobs_and_board["jobs"]:
-        work({"job": job, "board": jobs_and_board["board"]})
+    for job in jobs:
+        work(job, board)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +105,7 @@ def trained(tmp_path_factory, ray_session) -> Path:
         Job(
             section="pretrain",
             plan=plan_of(method, index.images),
-            folder=str(root / method),
+            files=TrainingFiles(str(root / method)),
             data=str(root / "data"),
             limits=ImageSettings(),
             mean=None,
@@ -117,8 +121,7 @@ def trained(tmp_path_factory, ray_session) -> Path:
     ]
     board = Board.remote()
     TorchTrainer(
-        one_after_the_other,
-        train_loop_config={"jobs": jobs, "board": board},
+        partial(one_after_the_other, jobs, board),
         scaling_config=ScalingConfig(num_workers=2),
         run_config=RunConfig(name="methods", storage_path=str(root / "ray")),
     ).fit()

@@ -79,7 +79,6 @@ def full(tmp_path_factory, ray_session) -> tuple[dict[str, Any], dict[str, Any]]
     return document, run(parsed(document), fresh=True)
 
 
-@pytest.mark.slow
 def test_one_config_runs_the_whole_algorithm(full) -> None:
     document, summary = full
     output = Path(document["output"])
@@ -104,7 +103,6 @@ def test_one_config_runs_the_whole_algorithm(full) -> None:
 FOLDERS = ("target_encoder", "pretrain")
 
 
-@pytest.mark.slow
 def test_training_set_holds_the_selected_images(full) -> None:
     document, _ = full
     output = Path(document["output"])
@@ -118,7 +116,6 @@ def test_training_set_holds_the_selected_images(full) -> None:
     assert set(copied[24:]) == set(chosen)
 
 
-@pytest.mark.slow
 def test_encoder_loads_into_plain_timm_and_back_as_an_encoder(full) -> None:
     document, _ = full
     folder = Path(document["output"]) / "pretrain"
@@ -137,7 +134,6 @@ def test_encoder_loads_into_plain_timm_and_back_as_an_encoder(full) -> None:
         encoders.build(settings.model_copy(update={"backbone": "resnet50"}))
 
 
-@pytest.mark.slow
 def test_people_can_watch(full) -> None:
     document, summary = full
     folder = Path(document["output"]) / "pretrain"
@@ -153,7 +149,6 @@ def test_people_can_watch(full) -> None:
     assert rates == sorted(rates, reverse=True)
 
 
-@pytest.mark.slow
 def test_a_finished_training_is_not_repeated(full, caplog) -> None:
     document, _ = full
     encoder = Path(document["output"]) / "pretrain" / "encoder.safetensors"
@@ -165,7 +160,6 @@ def test_a_finished_training_is_not_repeated(full, caplog) -> None:
     assert summary.pretrain.images == 36
 
 
-@pytest.mark.slow
 def test_another_training_in_the_same_place_is_refused(full) -> None:
     document, _ = full
     for change, key in (

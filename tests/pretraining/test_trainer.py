@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -163,3 +165,24 @@ def test_deviation_of_the_sphere_and_of_a_point() -> None:
     points = torch.randn(4096, 64, generator=torch.Generator().manual_seed(0))
     assert float(deviation(points)) == pytest.approx(1, abs=0.02)
     assert float(deviation(points[:1].expand(100, -1))) == pytest.approx(0, abs=1e-6)
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    """A step on images of its own; what its BatchNorm has seen goes to the folder."""
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    init = f"file://{folder}/init"
+    torch.distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
+    trainer = trainer_of(plan_of(backbone="test_resnet"))
+    trainer.step(crops_of(trainer, seed=rank))
+    trainer.step(crops_of(trainer, seed=rank))
+    torch.save(trainer.method.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_share_weights_and_not_averages(tmp_path: Path) -> None:
+    """And without a warning of torch's."""
+    torch.multiprocessing.spawn(one_of_two, args=(str(tmp_path),), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    apart = {name for name, value in one.items() if not torch.equal(value, other[name])}
+    assert apart and all(name.endswith(("running_mean", "running_var")) for name in apart)

@@ -12,11 +12,9 @@ import pytest
 
 from curate import cli, storage
 from curate.errors import CurateError
-from curate.pipeline import run
 from curate.report.build import build
 from curate.report.collect import files, report, thumbnails
 from curate.runfiles.files import RunFiles
-from curate.settings import load as config
 from tests import datasets
 from tests.report import building
 from tests.report.pages import read_all
@@ -29,11 +27,9 @@ def report_on(output: Path):
 
 
 @pytest.fixture(scope="module")
-def merged(tmp_path_factory, ray_session) -> Path:
+def merged(tmp_path_factory, merged_run) -> Path:
     """A real run over four sources in four formats, with images that were rejected."""
-    document = datasets.write_merged(tmp_path_factory.mktemp("merged"))
-    run(config.parse(document, "test"))
-    return Path(document["output"])
+    return Path(datasets.copy_run(merged_run[0], tmp_path_factory.mktemp("merged"))["output"])
 
 
 def test_of_a_real_run(merged) -> None:
@@ -85,14 +81,14 @@ def test_thumbnails_are_small(merged) -> None:
             assert image.format == "WEBP" and max(image.size) <= thumbnails.SIDE_PX
 
 
-def test_images_that_are_gone_leave_a_frame_and_a_count(merged, tmp_path) -> None:
+def test_images_that_are_gone_leave_a_frame_and_a_count(merged, merged_run, tmp_path) -> None:
     output = Path(
         shutil.copytree(merged, tmp_path / "run", ignore=shutil.ignore_patterns("report"))
     )
     manifest = pq.read_table(output / "coreset.parquet").to_pylist()
     gone = {row["sha256"] for row in manifest if row["source"] == "folder"}
     still = {row["sha256"] for row in manifest if row["source"] != "folder"}
-    folder = merged.parent / "folder"
+    folder = Path(merged_run[0]["open"][0]["path"])
     folder.rename(folder.with_name("away"))
     try:
         pages, built = report_on(output)

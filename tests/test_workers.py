@@ -1,0 +1,90 @@
+"""What a fresh worker imports: one that only decodes or copies does without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+
+from curate.dataset import materialise
+from curate.embedding.parts import read_parts
+from curate.images import Preprocessing
+from curate.runfiles import plan
+from curate.runfiles.files import RunFiles, TrainingSetFiles
+from curate.settings import load as config
+from tests import datasets
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = ["torch", "timm", "torchvision", "faiss", "sklearn"]
+
+
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [
+        ("curate.embedding.parts", [*HEAVY, "ray", "pandas"]),
+        ("curate.dataset.materialise", [*HEAVY, "ray.data", "ray.train", "pandas"]),
+        ("curate.coreset.on_ray", [*HEAVY, "ray.data", "ray.train", "pandas"]),
+        ("curate.pretraining.board", [*HEAVY, "ray.data", "ray.train", "pandas"]),
+    ],
+)
+def test_imports_of(modules: str, unwanted: list[str]) -> None:
+    code = f"import sys, {modules}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    found = done.stdout.split()
+    assert modules in found and not set(unwanted) & set(found)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, ray_session: None) -> Any:
+    return config.parse(datasets.write_merged(tmp_path), "test")
+
+
+def fresh() -> dict[str, Any]:
+    """The environment of a worker that has done nothing yet."""
+    return {"env_vars": {"CURATE_FRESH_WORKER": uuid.uuid4().hex}}
+
+
+def test_a_reader(settings: Any) -> None:
+    def read(batch: pa.Table, **arguments: Any) -> pa.Table:
+        parts = list(read_parts(batch, **arguments))
+        loaded = [name for name in HEAVY if name in sys.modules]
+        return pa.table({"parts": [len(parts)], "loaded": [" ".join(loaded)]})
+
+    units = [unit for unit in plan.make(settings) if unit.source == "folder"]
+    [row] = (
+        ray.data.from_arrow(plan.to_table(units))
+        .map_batches(
+            read,
+            batch_size=None,
+            batch_format="pyarrow",
+            runtime_env=fresh(),
+            fn_kwargs={
+                "files": RunFiles(settings.output),
+                "sources": {("open", "folder"): settings.open[0]},
+                "images": settings.images,
+                "preprocessing": Preprocessing(32, 1.0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+            },
+        )
+        .take_all()
+    )
+    assert row == {"parts": len(units), "loaded": ""}
+
+
+def test_a_copier(settings: Any, tmp_path: Path) -> None:
+    [piece] = materialise._pieces(settings, ["target"], {})
+
+    @ray.remote(runtime_env=fresh())
+    def copy() -> tuple[int, list[str]]:
+        files = TrainingSetFiles(str(tmp_path / "data"))
+        copied = materialise._copy._function(piece, {}, files, 0)
+        return sum(part[1] for part in copied.parts), [m for m in HEAVY if m in sys.modules]
+
+    assert ray.get(copy.remote()) == (24, [])
