@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from curate import __version__
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(options, options.command)
 
 
-def guarded(options: argparse.Namespace, command) -> int:  # type: ignore[no-untyped-def]
+def guarded(options: argparse.Namespace, command: Command) -> int:
     """Run a command; a failure is one line on stderr, a traceback only with --debug."""
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
@@ -56,25 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"curate {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="from sources to a coreset manifest")
-    run.add_argument("config", metavar="CONFIG", help="YAML, on any filesystem")
-    add_run_options(run)
-    run.set_defaults(command=run_command)
-
-    pretrain = commands.add_parser("pretrain", help="train on target, coreset or open set")
-    pretrain.add_argument("config", metavar="CONFIG", help="YAML, on any filesystem")
-    add_run_options(pretrain)
-    pretrain.set_defaults(command=pretrain_command)
-
-    evaluate = commands.add_parser("evaluate", help="what an encoder is worth on labelled images")
-    evaluate.add_argument("config", metavar="CONFIG", help="YAML, on any filesystem")
-    add_overrides(evaluate)
-    evaluate.set_defaults(command=evaluate_command)
-
-    compare = commands.add_parser("compare", help="arms at equal steps: does the coreset pay?")
-    compare.add_argument("config", metavar="CONFIG", help="YAML with targets and arms")
-    add_run_options(compare)
-    compare.set_defaults(command=compare_command)
+    for name, (about, command) in ON_CONFIG.items():
+        parser_of_name = commands.add_parser(name, help=about)
+        parser_of_name.add_argument("config", metavar="CONFIG", help="YAML, on any filesystem")
+        add_config_options(parser_of_name, name)
+        parser_of_name.set_defaults(command=command)
 
     recut = commands.add_parser("recut", help="another threshold on a run that is done")
     recut.add_argument("run", metavar="RUN", help="the run's output")
@@ -99,14 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """What `curate run`, `curate pretrain` and their jobs have in common."""
-    parser.add_argument("--fresh", action="store_true", help="start over; remove an earlier run")
-    add_overrides(parser)
-
-
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """What every command that takes a config has in common."""
+def add_config_options(parser: argparse.ArgumentParser, name: str) -> None:
+    """What a command that takes a config and its job have in common."""
+    if name != "evaluate":
+        parser.add_argument("--fresh", action="store_true", help="start over; remove earlier work")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in coreset.tau=0.9")
     _add_common(parser)
 
@@ -117,7 +99,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", action="store_true", help="tracebacks")
 
 
-def run_command(options: argparse.Namespace) -> None:
+def _run_command(options: argparse.Namespace) -> None:
     # The config first: a wrong key is told at once, not after seconds of imports
     from curate.settings.load import load
 
@@ -131,7 +113,7 @@ def run_command(options: argparse.Namespace) -> None:
     print(summary.table(RunFiles(settings.output)))
 
 
-def pretrain_command(options: argparse.Namespace) -> None:
+def _pretrain_command(options: argparse.Namespace) -> None:
     from curate.settings.load import load
 
     settings = load(options.config, options.overrides)
@@ -142,7 +124,7 @@ def pretrain_command(options: argparse.Namespace) -> None:
     print(pretrain(settings, fresh=options.fresh).table())
 
 
-def evaluate_command(options: argparse.Namespace) -> None:
+def _evaluate_command(options: argparse.Namespace) -> None:
     from curate.settings.load import load
 
     settings = load(options.config, options.overrides)
@@ -154,7 +136,7 @@ def evaluate_command(options: argparse.Namespace) -> None:
     print(evaluation_table([asdict(result) for result in evaluate(settings)]))
 
 
-def compare_command(options: argparse.Namespace) -> None:
+def _compare_command(options: argparse.Namespace) -> None:
     from curate.settings.load import load_comparison
 
     settings = load_comparison(options.config, options.overrides)
@@ -163,6 +145,15 @@ def compare_command(options: argparse.Namespace) -> None:
 
     cluster.connect(options.address, verbose=options.verbose)
     print(compare(settings, fresh=options.fresh).markdown())
+
+
+Command = Callable[[argparse.Namespace], None]
+ON_CONFIG: dict[str, tuple[str, Command]] = {
+    "run": ("from sources to a coreset manifest", _run_command),
+    "pretrain": ("train on target, coreset or open set", _pretrain_command),
+    "evaluate": ("what an encoder is worth on labelled images", _evaluate_command),
+    "compare": ("arms at equal steps: does the coreset pay?", _compare_command),
+}
 
 
 def _recut_command(options: argparse.Namespace) -> None:

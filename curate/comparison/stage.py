@@ -59,7 +59,7 @@ def _run_settings(settings: ComparisonSettings, name: str) -> RunSettings:
         target=target.target,
         evaluate=target.evaluate,
         coreset=settings.coreset,
-        output=ComparisonFiles(settings.output).target(name).output,
+        output=ComparisonFiles(settings.output).target(name).folder,
     )
 
 

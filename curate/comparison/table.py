@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from curate.storage import Document
-
 
 @dataclass(frozen=True)
 class Trained:
@@ -95,7 +93,7 @@ class Comparison:
                 ]
         return Comparison(steps, arms, targets, metrics, cells, selections, done)
 
-    def to_json(self) -> Document:
+    def to_json(self) -> dict[str, object]:
         return asdict(self)
 
     def markdown(self) -> str:

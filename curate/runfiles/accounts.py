@@ -76,7 +76,7 @@ def by_source(units: list[PlannedUnit], records: dict[int, UnitRecord], files: R
         record = records.get(unit.number)
         if record is None:
             raise CurateError(
-                f"{files.output}: unit {unit.number} of source {unit.source} is not embedded yet; "
+                f"{files.folder}: unit {unit.number} of source {unit.source} is not embedded yet; "
                 "run `curate run` again"
             )
         planned = unit.unit.images

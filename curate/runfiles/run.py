@@ -139,7 +139,7 @@ def summary_of(files: RunFiles) -> Summary:
     document = storage.read_json(files.summary) if storage.exists(files.summary) else None
     if not isinstance(document, dict) or "selected" not in document:
         what = "no summary.json" if document is None else "it stopped before the selection"
-        raise CurateError(f"{files.output}: no finished run here ({what}); run `curate run` first")
+        raise CurateError(f"{files.folder}: no finished run here ({what}); run `curate run` first")
     try:
         return Summary.from_json(document)
     except (KeyError, TypeError, ValueError) as error:

@@ -131,7 +131,7 @@ def read_evaluation(run: RunFiles) -> list[Figure]:
 
 def read_comparison(run: RunFiles) -> Comparison | None:
     """The comparison in the run's folder, or in the one above."""
-    base = run.output.rstrip("/")
+    base = run.folder.rstrip("/")
     folders = [folder for folder in (base, base.rpartition("/")[0]) if folder]
     found = (_json(ComparisonFiles(one).table, Comparison, "curate compare") for one in folders)
     return next(filter(None, found), None)
