@@ -8,7 +8,6 @@ stores one PUT.
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 import posixpath
@@ -16,9 +15,7 @@ import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
 import aiohttp
@@ -36,22 +33,7 @@ Document = dict[str, Any]  # of JSON or YAML
 
 REMOTE_TRIES = 3
 RETRY_PAUSE_S = 0.3
-CHECKED_AT_ONCE = 32  # names that a pattern's braces stand for
 STREAMED_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, order=True)
-class FileInfo:
-    uri: str
-    size: int
-
-
-@dataclass(frozen=True, order=True)
-class FileBelow(FileInfo):
-    """A file of a tree."""
-
-    path: str  # below the root
-    regular: bool = True  # no pipe, socket or device; unknown of a link that leads nowhere
 
 
 class UnfitFile(Exception):
@@ -85,95 +67,12 @@ def join(base: str, *parts: str) -> str:
     return posixpath.join(base.rstrip("/") if base != "/" else base, *parts)
 
 
-def _named_like(uri: str, path: str) -> str:
+def named_like(uri: str, path: str) -> str:
     """A path that a filesystem returned, in the form in which the user wrote `uri`."""
     if is_local(uri):
         return names.escaped(path)
     protocol = uri.split("://", 1)[0]
     return path if "://" in path else f"{protocol}://{path}"
-
-
-def find(root: str) -> list[FileBelow]:
-    """Every file below a folder, sorted by URI. Links are followed.
-
-    Raises FileNotFoundError where there is no such folder.
-    """
-    fs, path = filesystem(root)
-    if not fs.isdir(path):
-        raise FileNotFoundError(root)
-    if isinstance(fs, LocalFileSystem):
-        found = _walk(path)
-    else:
-        listed = fs.find(path, detail=True).items()
-        found = ((name, int(info.get("size") or 0), True) for name, info in listed)
-    above = _named_like(root, path.rstrip("/") + "/")
-    named = ((_named_like(root, name), size, regular) for name, size, regular in found)
-    return sorted(FileBelow(uri, size, uri.removeprefix(above), ok) for uri, size, ok in named)
-
-
-def _walk(root: str) -> Iterator[tuple[str, int, bool]]:
-    """(path, bytes, whether it is a regular file). A folder that a link leads back to from below is
-    not entered again."""
-    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(root, frozenset())]
-    while waiting:
-        folder, above = waiting.pop()
-        about = os.stat(folder)
-        if (about.st_dev, about.st_ino) in above:
-            continue
-        above |= {(about.st_dev, about.st_ino)}
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                try:
-                    about = entry.stat()
-                except OSError:  # a link that leads nowhere: reading it says so
-                    yield entry.path, 0, True
-                    continue
-                if stat.S_ISDIR(about.st_mode):
-                    waiting.append((entry.path, above))
-                else:
-                    yield entry.path, about.st_size, stat.S_ISREG(about.st_mode)
-
-
-def expand(patterns: list[str]) -> list[FileInfo]:
-    """Files matching any of the patterns, each once: sorted by URI, or, where braces are among
-    the patterns, in the order of what is written.
-
-    A name that exists as it is written is taken as it is, even with `[`, `*` or `{` in it.
-
-    Raises CurateError for a pattern, or one of the names that its braces stand for, that matches
-    nothing.
-    """
-    written: list[str] = []
-    for pattern in patterns:
-        braces = "{" in pattern and not exists(pattern)
-        written += names.expanded(pattern) if braces else [pattern]
-    with ThreadPoolExecutor(CHECKED_AT_ONCE) as pool:
-        matches = list(pool.map(_matches, written))
-    found = {file.uri: file for files in matches for file in files}
-    return list(found.values()) if written != patterns else sorted(found.values())
-
-
-def _matches(pattern: str) -> list[FileInfo]:
-    """Files matching a pattern without braces, sorted by URI."""
-    fs, path = filesystem(pattern)
-    if fs.isfile(path):
-        matches = {path: fs.info(path)}
-    else:
-        matches = fs.glob(path, detail=True) if glob.has_magic(path) else {}
-    local = isinstance(fs, LocalFileSystem)
-    files = []
-    for name, info in matches.items():
-        uri = _named_like(pattern, name)
-        if os.path.isdir(name) if local else info["type"] == "directory":
-            continue
-        if local and os.path.exists(name) and not os.path.isfile(name):
-            raise CurateError(f"{uri}: not a regular file; narrow the pattern")
-        files.append(FileInfo(uri, int(info.get("size") or 0)))
-    if not files and fs.isdir(path):
-        raise CurateError(f"{pattern}: a folder; name its files, as in {join(pattern, '*')}")
-    if not files:
-        raise CurateError(f"{pattern}: matches no file; check the path")
-    return sorted(files)
 
 
 def exists(uri: str) -> bool:
@@ -183,12 +82,7 @@ def exists(uri: str) -> bool:
 
 def names_in(folder: str) -> set[str]:
     """Base names of the files in a folder; empty where the folder is missing."""
-    fs, path = filesystem(folder)
-    fs.invalidate_cache(path)
-    try:
-        return {posixpath.basename(name) for name in fs.ls(path, detail=False)}
-    except FileNotFoundError:
-        return set()
+    return set(sizes_in(folder))
 
 
 def sizes_in(folder: str) -> dict[str, int]:

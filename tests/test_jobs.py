@@ -113,7 +113,8 @@ def test_submitted_training_succeeds(head, tmp_path) -> None:
     config = tmp_path / "run.yaml"
     status, logs = submit(
         head,
-        f"{sys.executable} jobs/pretrain.py --config {config} --verbose pretrain.resources.workers=2",
+        f"{sys.executable} jobs/pretrain.py --config {config} --verbose "
+        "pretrain.resources.workers=2",
     )
     assert status == JobStatus.SUCCEEDED, logs
     assert f"encoder: {tmp_path}/run/pretrain" in logs

@@ -17,7 +17,17 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # The house, from the ground up: a package imports from itself and from earlier names alone
 ORDER = [
-    *("errors", "names", "progress", "storage", "cluster", "settings", "images", "sources"),
+    *(
+        "errors",
+        "names",
+        "progress",
+        "storage",
+        "listing",
+        "cluster",
+        "settings",
+        "images",
+        "sources",
+    ),
     "runfiles",
     *("embedding", "coreset", "methods", "dataset", "evaluate", "pretraining", "pipeline"),
     *("comparison", "report", "cli"),

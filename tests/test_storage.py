@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from curate import storage
+from curate import listing, storage
 from curate.errors import CurateError
 
 
@@ -45,27 +45,27 @@ def test_find_and_expand_give_uris_that_can_be_read(root: str) -> None:
     names = ["b/2.txt", "b/1.txt", "a.txt", "b/c/3.bin", "b/[x].txt"]
     for name in names:
         storage.write_bytes(storage.join(root, name), name.encode())
-    found = storage.find(root)
+    found = listing.find(root)
     assert [storage.read_bytes(file.uri).decode() for file in found] == sorted(names)
     assert [file.size for file in found] == [len(name) for name in sorted(names)]
     patterns = [storage.join(root, pattern) for pattern in ("b/[12].txt", "b/*.txt", "a.txt")]
-    expanded = [storage.read_bytes(file.uri).decode() for file in storage.expand(patterns)]
+    expanded = [storage.read_bytes(file.uri).decode() for file in listing.expand(patterns)]
     assert expanded == ["a.txt", "b/1.txt", "b/2.txt", "b/[x].txt"], "each once"
-    literal = storage.expand([storage.join(root, "b/[x].txt")])
+    literal = listing.expand([storage.join(root, "b/[x].txt")])
     assert [storage.read_bytes(file.uri) for file in literal] == [b"b/[x].txt"]
-    assert len(storage.expand([storage.join(root, "**/*.*")])) == 5
+    assert len(listing.expand([storage.join(root, "**/*.*")])) == 5
 
 
 def test_what_is_not_there(root: str) -> None:
     with pytest.raises(FileNotFoundError):
-        storage.find(storage.join(root, "missing"))
+        listing.find(storage.join(root, "missing"))
     with pytest.raises(FileNotFoundError):
         storage.read_bytes(storage.join(root, "missing"))
     with pytest.raises(CurateError, match=r"missing/\*\.tar: matches no file"):
-        storage.expand([storage.join(root, "missing/*.tar")])
+        listing.expand([storage.join(root, "missing/*.tar")])
     storage.write_bytes(storage.join(root, "folder/file"), b"")
     with pytest.raises(CurateError, match=r"folder: a folder; name its files, as in .*folder/\*"):
-        storage.expand([storage.join(root, "folder")])
+        listing.expand([storage.join(root, "folder")])
 
 
 def test_a_write_that_fails_leaves_what_was_there(
@@ -131,7 +131,7 @@ def test_braces_in_the_order_of_what_is_written(root: str) -> None:
         storage.write_bytes(storage.join(root, name), b"")
 
     def names(*patterns: str) -> list[str]:
-        found = storage.expand([storage.join(root, pattern) for pattern in patterns])
+        found = listing.expand([storage.join(root, pattern) for pattern in patterns])
         return [file.uri.rpartition("/")[2] for file in found]
 
     assert names("a-{9..10}.txt") == ["a-9.txt", "a-10.txt"]
@@ -147,7 +147,7 @@ def test_patterns_match_no_pipes(tmp_path: Path) -> None:
     (tmp_path / "b.tar").symlink_to("a.tar")
     for name in ("a.tar", "b.tar"):
         with pytest.raises(CurateError, match=rf"/{name}: not a regular file; narrow the pattern"):
-            storage.expand([str(tmp_path / f"{name[0]}*")])
+            listing.expand([str(tmp_path / f"{name[0]}*")])
 
 
 def test_files_up_to_a_size(root: str) -> None:
@@ -163,5 +163,5 @@ def test_files_up_to_a_size(root: str) -> None:
 
 def test_names_with_what_fsspec_takes_for_a_chain(tmp_path: Path) -> None:
     (tmp_path / "a::b.txt").write_bytes(b"data")
-    (file,) = storage.find(str(tmp_path))
+    (file,) = listing.find(str(tmp_path))
     assert file.path == "a::b.txt" and storage.read_bytes(file.uri) == b"data"

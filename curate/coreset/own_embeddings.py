@@ -7,7 +7,7 @@ import time
 
 import ray
 
-from curate import __version__, storage
+from curate import __version__, listing
 from curate.cluster import over_tasks
 from curate.coreset import manifest
 from curate.coreset.on_ray import Limits, select
@@ -41,7 +41,7 @@ def select_files(
     centroids = shards.read_npy(centroids_uri, expected)
     if not len(centroids):
         raise CurateError(f"{centroids_uri}: {expected}, not {centroids.dtype} {centroids.shape}")
-    files = [file.uri for file in storage.expand(patterns)]
+    files = [file.uri for file in listing.expand(patterns)]
     rows = over_tasks(_count, files, FILES_AT_ONCE)
     shard_list: list[Shard] = []
     first = 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from curate import storage
+from curate import listing, storage
 from curate.errors import CurateError, one_line
 from curate.images import EncodedImage, Refused
 from curate.settings import ImageSettings
@@ -50,7 +50,7 @@ def fitted(width: int, height: int, px: int) -> Size:
 def files_below(folder: str, key: str) -> dict[str, str]:
     """Path below the folder → URI, sorted."""
     try:
-        return {file.path: file.uri for file in storage.find(folder) if file.regular}
+        return {file.path: file.uri for file in listing.find(folder) if file.regular}
     except OSError as error:
         what = "no such folder" if isinstance(error, FileNotFoundError) else one_line(error)
         raise CurateError(f"{key}={folder}: {what}; check the path") from error

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 
-from curate import storage
+from curate import listing
 from curate.errors import CurateError
 from curate.settings import ImageFolderSettings
 from curate.sources.base import IMAGE_EXTENSIONS, Item, Unit, file_units, read_files
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 def plan(source: ImageFolderSettings, unit_images: int) -> list[Unit]:
     try:
-        files = storage.find(source.path)
+        files = listing.find(source.path)
     except FileNotFoundError:
         raise CurateError(f"{source.path}: no such folder") from None
     items = []

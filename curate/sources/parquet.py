@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate import storage
+from curate import listing, storage
 from curate.errors import CurateError, one_line
 from curate.settings import ParquetSettings
 from curate.sources.base import Item, Unit, missing_column, place_beside, read_files, within
@@ -20,7 +20,7 @@ ROWS_AT_ONCE = 128
 
 def plan(source: ParquetSettings, unit_images: int) -> list[Unit]:
     """Units of `unit_images` rows or more: whole row groups, the least that Parquet reads."""
-    files = storage.expand(source.path)
+    files = listing.expand(source.path)
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         groups_of = list(pool.map(lambda file: _row_groups(source, file.uri), files))
     left = source.limit

@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterator
 
-from curate import names, storage
+from curate import listing, names, storage
 from curate.errors import CurateError
 from curate.settings import UrlListSettings
 from curate.sources.base import (
@@ -22,7 +22,7 @@ from curate.sources.base import (
 def plan(source: UrlListSettings, unit_images: int) -> list[Unit]:
     units: list[Unit] = []
     left = source.limit
-    for file in storage.expand(source.path):
+    for file in listing.expand(source.path):
         text = storage.read_bytes(file.uri).decode("utf-8-sig", "surrogateescape")
         suffix = file.uri.rpartition(".")[2].lower()
         if suffix in ("csv", "tsv"):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import BinaryIO
 
-from curate import names, storage
+from curate import listing, names, storage
 from curate.errors import CurateError, one_line
 from curate.settings import WebDatasetSettings
 from curate.sources.base import IMAGE_EXTENSIONS, Item, Unit, within
@@ -22,7 +22,7 @@ BLOCK = 512  # bytes; a tar is headers and padded files in such blocks, and two 
 
 def plan(source: WebDatasetSettings, unit_images: int) -> list[Unit]:
     """One unit a tar. Only a limit makes it look inside, as far as the limit goes."""
-    files = storage.expand(source.path)
+    files = listing.expand(source.path)
     for file in files:
         if not file.uri.endswith(".tar"):
             raise CurateError(f"{file.uri}: not a .tar; decompress archives, or narrow the pattern")

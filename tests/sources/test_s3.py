@@ -20,7 +20,7 @@ import fsspec
 import pytest
 import yaml
 
-from curate import storage
+from curate import listing, storage
 from curate.embedding import encoders
 from curate.errors import CurateError
 from curate.runfiles import plan
@@ -140,11 +140,11 @@ def test_storage(bucket: str) -> None:
     with storage.open_seekable(uri) as file:
         file.seek(-3, 2)
         assert file.read() == b"two"
-    assert [(file.uri, file.size) for file in storage.find(bucket)] == [(uri, 7)]
-    assert [file.uri for file in storage.expand([f"{bucket}/*/b/*.bin"])] == [uri]
-    assert [file.uri for file in storage.expand([f"{bucket}/{{a,a}}/b/fil{{e,e}}.bin"])] == [uri]
+    assert [(file.uri, file.size) for file in listing.find(bucket)] == [(uri, 7)]
+    assert [file.uri for file in listing.expand([f"{bucket}/*/b/*.bin"])] == [uri]
+    assert [file.uri for file in listing.expand([f"{bucket}/{{a,a}}/b/fil{{e,e}}.bin"])] == [uri]
     with pytest.raises(CurateError, match=r"/z/b/file\.bin: matches no file"):
-        storage.expand([f"{bucket}/{{a,z}}/b/file.bin"])
+        listing.expand([f"{bucket}/{{a,z}}/b/file.bin"])
     for data in (b"", b"0123456789"):
         storage.write_bytes(uri, data)
         assert storage.read_file(uri, 10) == data
@@ -183,7 +183,7 @@ def test_whole_run_and_training_on_s3(bucket: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"encoder: {bucket}/run/pretrain" in done.stdout
-    names = {file.uri.removeprefix(f"{bucket}/run/pretrain/") for file in storage.find(bucket)}
+    names = {file.uri.removeprefix(f"{bucket}/run/pretrain/") for file in listing.find(bucket)}
     assert {"encoder.safetensors", "encoder.json", "metrics.jsonl", "data/index.json"} <= names
     assert {name for name in names if name.startswith("checkpoints/")} == {
         "checkpoints/step-00000006.pt"
