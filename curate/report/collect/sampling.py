@@ -53,7 +53,7 @@ def nearest(found: Sequence[Shard], centroids: Rows, each: int) -> Positions:
     """centroids (K, D) → (K, each): positions of the images most similar to each, best first, of
     equals the first."""
     parts = over_tasks(_nearest, list(found), PER_TASK, centroids, each)
-    return _Nearest.joined(parts).best(each).position
+    return _best(parts, each).position
 
 
 def label_counts(found: Sequence[Shard]) -> Labels:
@@ -112,24 +112,17 @@ class _Nearest:
     similarity: Rows
     position: Positions
 
-    @staticmethod
-    def joined(parts: list[_Nearest]) -> _Nearest:
-        return _Nearest(
-            np.concatenate([part.similarity for part in parts], axis=1),
-            np.concatenate([part.position for part in parts], axis=1),
-        )
 
-    def best(self, each: int) -> _Nearest:
-        order = np.argsort(-self.similarity, axis=1, kind="stable")[:, :each]
-        return _Nearest(
-            np.take_along_axis(self.similarity, order, axis=1),
-            np.take_along_axis(self.position, order, axis=1),
-        )
+def _best(parts: list[_Nearest], each: int) -> _Nearest:
+    similarity = np.concatenate([part.similarity for part in parts], axis=1)
+    position = np.concatenate([part.position for part in parts], axis=1)
+    order = np.argsort(-similarity, axis=1, kind="stable")[:, :each]
+    return _Nearest(*(np.take_along_axis(one, order, axis=1) for one in (similarity, position)))
 
 
 @ray.remote
 def _nearest(group: list[Shard], centroids: Rows, each: int) -> _Nearest:
-    parts = []
+    best: list[_Nearest] = []
     for shard in group:
         for first, block in _blocks(shard):
             if block.shape[1] != centroids.shape[1]:
@@ -137,10 +130,9 @@ def _nearest(group: list[Shard], centroids: Rows, each: int) -> _Nearest:
             for start in range(0, len(block), ROWS_AT_ONCE):
                 rows = block[start : start + ROWS_AT_ONCE].astype(np.float32)
                 similar = centroids @ rows.T
-                positions = np.arange(first + start, first + start + len(rows))
-                found = _Nearest(similar, np.broadcast_to(positions, similar.shape))
-                parts.append(found.best(each))
-    return _Nearest.joined(parts).best(each)
+                positions = np.broadcast_to(first + start + np.arange(len(rows)), similar.shape)
+                best = [_best([*best, _Nearest(similar, positions)], each)]
+    return _best(best, each)
 
 
 @ray.remote

@@ -32,6 +32,6 @@ class Subject:
         try:
             return make(self)
         except CurateError as error:
-            log.warning("report: no %s: %s", name, error)
+            log.warning("report: section %s is left out: %s", name, error)
             self.missing[name] = public(one_line(error))
             return otherwise
