@@ -88,8 +88,8 @@ def _check(settings: RunSettings) -> None:
         width = encoders.width(settings.encoder)
         if dims > width:
             raise CurateError(
-                f"coreset.whiten={dims}: {settings.encoder.backbone}'s embeddings have {width} "
-                "dimensions; lower it"
+                f"coreset.whiten={dims}: embeddings have fewer: {dims} of {width} dimensions; "
+                "lower it"
             )
 
 

@@ -248,7 +248,7 @@ def test_an_image_lost_between_the_files_is_noticed(document, finished, tmp_path
         ),
         (
             {"coreset": {"whiten": 1000}},
-            "coreset.whiten=1000: resnet18's embeddings have 512 dimensions",
+            "coreset.whiten=1000: embeddings have fewer: 1000 of 512",
         ),
         (
             {"evaluate": {"protocols": ["linear"], "encoder": "nowhere.pt"}},

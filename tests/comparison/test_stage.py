@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -85,14 +86,16 @@ def test_two_arms_and_nothing_twice(document, tmp_path: Path, ray_session) -> No
     arms = ["x", {"kind": "random", "seeds": 1}]
     settings = settings_of(document, tmp_path, arms=arms, steps=2, output=str(tmp_path / "two"))
     whole = stage.compare(settings)
-    assert {(c["arm"], c["images"], c["seeds"]) for c in whole["cells"]} == {
+    assert {(c.arm, c.images, c.seeds) for c in whole.cells} == {
         *(("x", 24, 1), ("random", 34, 1)),
     }
-    assert [(row["arm"], row["selected"]) for row in whole["selections"]] == [("random", 10)]
-    assert figures(settings.output) == json.loads(json.dumps(whole["cells"]))
+    assert [(row.arm, row.selected) for row in whole.selections] == [("random", 10)]
+    assert figures(settings.output) == json.loads(
+        json.dumps([asdict(cell) for cell in whole.cells])
+    )
     results = sorted((tmp_path / "two").glob("tints/arms/*/seed-0/result.json"))
     stamps = [path.stat().st_mtime_ns for path in results]
-    assert stage.compare(settings)["cells"] == whole["cells"]
+    assert stage.compare(settings).cells == whole.cells
     assert [path.stat().st_mtime_ns for path in results] == stamps and len(stamps) == 2
 
 

@@ -164,7 +164,7 @@ def test_another_training_in_the_same_place_is_refused(full) -> None:
     document, _ = full
     for change, key in (
         ({"method": "byol"}, "training.method was simclr, is byol"),
-        ({"epochs": 5}, "training.epochs was 4, is 5"),
+        ({"epochs": 5}, "training.recipe.epochs was 4, is 5"),
         ({"data": ["target"]}, "data.coreset was .*, is absent"),
     ):
         changed = {**document, "pretrain": {**document["pretrain"], **change}}
