@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 os.environ["RAY_AUTH_MODE"] = "disabled"  # a token of another Ray's must not lock tests out
+# Nets and images are so small here that a second thread gains nothing; and where the machine does
+# something else as well, threads that spin while they wait for each other make minutes of seconds
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import ray
