@@ -111,19 +111,34 @@ def run_rounds(
             if objective < threshold:  # a negative objective is under its own share
                 return selection("threshold", objective)
 
-        owner: dict[int, tuple[float, int]] = {}  # image → (similarity, centroid)
-        for q, (_, mine, value) in enumerate(heads):
-            if mine not in owner or value > owner[mine][0]:
-                owner[mine] = (value, q)
-        added = list(owner)
-        if budget is not None and len(picks) + len(added) > budget:
-            added.sort(key=lambda mine: (-owner[mine][0], mine))
-            added = added[: budget - len(picks)]
-        for mine in sorted(added, key=lambda mine: owner[mine][1]):
-            picks.append((mine, owner[mine][1], number, owner[mine][0]))
-        taken.update(owner)
+        owners = _owners(heads)
+        added = _within(owners, None if budget is None else budget - len(picks))
+        picks += [(mine, owners[mine][1], number, owners[mine][0]) for mine in added]
+        taken.update(owners)
         rounds.append(Round(number, objective, len(added), len(picks)))
     return selection("budget")
+
+
+Owners = dict[int, tuple[float, int]]  # image → (similarity, centroid)
+
+
+def _owners(heads: list[_Head]) -> Owners:
+    """The images of a round, each with the most similar centroid that took it, of equals the
+    first."""
+    owners: Owners = {}
+    for q, (_, mine, value) in enumerate(heads):
+        if mine not in owners or value > owners[mine][0]:
+            owners[mine] = (value, q)
+    return owners
+
+
+def _within(owners: Owners, room: int | None) -> list[int]:
+    """The images in the order of their centroids; where there is room for some, the most similar,
+    ties by plan order."""
+    images = list(owners)
+    if room is not None and len(images) > room:
+        images = sorted(images, key=lambda mine: (-owners[mine][0], mine))[:room]
+    return sorted(images, key=lambda mine: owners[mine][1])
 
 
 class _Head(NamedTuple):

@@ -16,6 +16,7 @@ from curate.errors import CurateError, one_line
 from curate.evaluate.annotated import ANNOTATION_BYTES, Size, bytes_of, files_below
 from curate.settings import AnnotatedSettings
 from curate.sources.base import Item, read_files
+from curate.storage import Document
 
 T = TypeVar("T")
 
@@ -92,7 +93,7 @@ def _read_coco(settings: AnnotatedSettings, key: str, images: dict[str, str]) ->
         if not isinstance(document, dict) or not isinstance(document.get(part), list):
             raise CurateError(f"{named}: no list {part!r}; COCO's JSON for detection is meant")
 
-    def each(part: str, read: Callable[[dict[str, Any]], T]) -> list[T]:
+    def each(part: str, read: Callable[[Document], T]) -> list[T]:
         found = []
         for number, entry in enumerate(document[part]):
             try:
@@ -112,7 +113,7 @@ def _read_coco(settings: AnnotatedSettings, key: str, images: dict[str, str]) ->
     if len(rows) < len(listed):
         raise CurateError(f"{named}: images share an id; make each its own")
 
-    def add(entry: dict[str, Any]) -> None:
+    def add(entry: Document) -> None:
         left, top, width, height = (float(value) for value in entry["bbox"])
         corners = _finite([left, top, left + width, top + height])
         if entry["image_id"] not in rows:
@@ -131,7 +132,7 @@ def _read_coco(settings: AnnotatedSettings, key: str, images: dict[str, str]) ->
     return Boxes(classes, scenes)
 
 
-def _coco_image(entry: dict[str, Any]) -> tuple[str, Size | None]:
+def _coco_image(entry: Document) -> tuple[str, Size | None]:
     width, height = int(entry.get("width") or 0), int(entry.get("height") or 0)
     return str(entry["file_name"]), (width, height) if width and height else None
 

@@ -11,6 +11,7 @@ from typing import Any
 from curate.errors import CurateError
 from curate.settings import EncoderSettings, OptimizerSettings, TrainingSettings
 from curate.settings.recipes import RECIPES, Optimizer, Recipe, View
+from curate.storage import Document
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class TrainingPlan:
         """Whole batches alone: the images left over take their turn in another epoch's order."""
         return self.images // self.batch_size
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Document:
         return dataclasses.asdict(self)
 
 

@@ -7,18 +7,17 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import groupby
-from typing import Any
 
 from curate import storage
 from curate.settings import ParquetSettings, SourceSettings
 from curate.sources import parquet
-from curate.sources.base import REMOTE_READS, Item, Unit, read_files, trouble, within
+from curate.sources.base import REMOTE_READS, Item, Row, Unit, read_files, trouble, within
 
 ROWS_APART = 1000  # rows of a table further apart than this are read apart
 
 
 def read_located(
-    rows: list[dict[str, Any]], sources: Mapping[str, SourceSettings], max_bytes: int
+    rows: list[Row], sources: Mapping[str, SourceSettings], max_bytes: int
 ) -> Iterator[Item]:
     """rows of a manifest, those of one file together → items with their bytes, in order; what
     cannot be read, is over max_bytes, or is not the image that was selected, is an item with an
@@ -34,7 +33,7 @@ def read_located(
 
 
 def _read_one_file(
-    uri: str, rows: list[dict[str, Any]], source: SourceSettings | None, max_bytes: int
+    uri: str, rows: list[Row], source: SourceSettings | None, max_bytes: int
 ) -> Iterator[Item]:
     items = [
         Item(row["key"], uri, row["offset"], row["size"], row["row"], row["label"]) for row in rows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 from curate import listing, storage
 from curate.errors import CurateError, one_line
 from curate.settings import ParquetSettings
-from curate.sources.base import Item, Unit, missing_column, place_beside, read_files, within
+from curate.sources.base import Item, Row, Unit, missing_column, place_beside, read_files, within
 
 FOOTERS_AT_ONCE = 32  # planning reads one footer a file
 ROWS_AT_ONCE = 128
@@ -75,7 +74,7 @@ def _columns(source: ParquetSettings) -> dict[str, str]:
     return {setting: column for setting, column in columns.items() if column}
 
 
-def _records(source: ParquetSettings, unit: Unit) -> Iterator[tuple[int, dict[str, Any]]]:
+def _records(source: ParquetSettings, unit: Unit) -> Iterator[tuple[int, Row]]:
     """(row in file, its columns) for the rows of the unit."""
     with storage.open_seekable(unit.uri) as file:
         table = pq.ParquetFile(file)
@@ -99,7 +98,7 @@ def _records(source: ParquetSettings, unit: Unit) -> Iterator[tuple[int, dict[st
                 row += 1
 
 
-def _image_of(source: ParquetSettings, uri: str, row: int, record: dict[str, Any]) -> Item:
+def _image_of(source: ParquetSettings, uri: str, row: int, record: Row) -> Item:
     """The image of one row, with its bytes where the row has them, else with the file's URI."""
 
     def text(column: str | None) -> str | None:
