@@ -84,7 +84,7 @@ def test_a_copier(settings: Any, tmp_path: Path) -> None:
     @ray.remote(runtime_env=fresh())
     def copy() -> tuple[int, list[str]]:
         files = TrainingSetFiles(str(tmp_path / "data"))
-        copied = materialise._copy._function(piece, {}, files, 0)
+        copied = materialise._copy._function(piece, {}, files, 0, 1 << 20)
         return sum(part[1] for part in copied.parts), [m for m in HEAVY if m in sys.modules]
 
     assert ray.get(copy.remote()) == (24, [])
