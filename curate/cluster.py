@@ -86,6 +86,11 @@ def _quiet_stderr(quiet: bool) -> Iterator[None]:
         os.close(kept)
 
 
+def alive_nodes() -> list[dict[str, float]]:
+    """The resources of each node that is there now."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def over_tasks(task: Any, items: Sequence[Any], at_once: int, *arguments: Any) -> list[Any]:
     """Results of `task(some of the items, *arguments)`, at_once items each, in their order.
 

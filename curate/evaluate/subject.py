@@ -13,7 +13,7 @@ import ray
 from numpy.typing import NDArray
 from ray import ObjectRef
 
-from curate.cluster import results
+from curate.cluster import alive_nodes, results
 from curate.dataset.training_set import read_index
 from curate.embedding import encoders
 from curate.evaluate.accuracy import Accuracy
@@ -141,8 +141,8 @@ def _joined(*parts: Timed[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 def _cpus_beside_a_gpu() -> int:
     """0 where the cluster has no GPU."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    shares = [max(1, int(node.get("CPU", 1) / node["GPU"])) for node in nodes if node.get("GPU")]
+    with_gpus = (node for node in alive_nodes() if node.get("GPU"))
+    shares = [max(1, int(node.get("CPU", 1) / node["GPU"])) for node in with_gpus]
     return min(shares, default=0)
 
 

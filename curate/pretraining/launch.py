@@ -16,7 +16,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from curate import storage
-from curate.cluster import cause_of
+from curate.cluster import alive_nodes, cause_of
 from curate.errors import CurateError, one_line
 from curate.pretraining.board import Board
 from curate.pretraining.journal import TrainingProgress
@@ -52,7 +52,7 @@ def trainings_at_once(workers: int) -> int:
 def placement_of(chosen: ResourceSettings, section: str, at_once: int = 1) -> Placement:
     """Workers: one a GPU where there are any, else one every CPU_THREADS CPUs. A CPU worker takes
     all the CPUs that `at_once` such trainings leave it."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = alive_nodes()
     gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     cpus = [int(node.get("CPU", 0)) for node in nodes]
     gpu = gpus > 0 if chosen.use_gpu is None else chosen.use_gpu

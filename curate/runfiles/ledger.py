@@ -129,9 +129,11 @@ class Ledger:
                 records[unit.number] = record
             elif sizes:
                 unknown.append((unit, sizes))
+        ledger = Ledger(files, records)
         for group in over_tasks(_recover, unknown, READ_AT_ONCE, files, refused):
             records |= {record.unit: record for record in group}
-        return Ledger(files, records)
+            ledger.unwritten += group  # who opens the run later trusts what is written
+        return ledger
 
     def __enter__(self) -> Ledger:
         return self
