@@ -14,12 +14,12 @@ from curate import storage
 from curate.coreset import manifest
 from curate.coreset import stage as coreset
 from curate.embedding import encoders
-from curate.embedding.stage import embed
+from curate.embedding.stage import device_of, embed
 from curate.errors import CurateError
 from curate.evaluate.stage import check_encoder
 from curate.pretraining.stage import check as check_trainings
 from curate.pretraining.stage import pretrain, pretrain_on_target
-from curate.runfiles import accounts
+from curate.runfiles import accounts, rejected
 from curate.runfiles.files import RunFiles
 from curate.runfiles.fingerprint import fingerprint
 from curate.runfiles.run import Run, remove
@@ -27,10 +27,11 @@ from curate.runfiles.summary import Summary
 from curate.settings import RunSettings
 
 
-def run(settings: RunSettings, *, fresh: bool = False) -> Summary:
+def run(settings: RunSettings, *, fresh: bool = False, accept_changes: bool = False) -> Summary:
     """Curate: from sources to a coreset manifest. Returns what summary.json holds.
 
     fresh: remove what an earlier run left under `output`, and start over.
+    accept_changes: go on though inputs changed, or are gone, since the run was planned.
     Raises CurateError where the run cannot be what the settings ask for.
     """
     _check(settings)
@@ -45,12 +46,14 @@ def run(settings: RunSettings, *, fresh: bool = False) -> Summary:
         weights = encoders.weights_hash(encoder.module)
         if fresh:
             remove(settings.output, but=files.target_encoder.folder if trained_here else None)
-        this = Run.begin(settings, fingerprint(settings, encoder.preprocessing, weights))
+        made_by = fingerprint(settings, encoder.preprocessing, weights, device_of(settings))
+        this = Run.begin(settings, made_by, accept_changes=accept_changes)
     with _timed(seconds, "embed"):
         progress = embed(this, encoder)
     with _timed(seconds, "count"):
         counts = this.counts()
         storage.write_json(files.summary, {"sources": counts.to_json()})
+        rejected.write(this)
         accounts.check_rejected(counts, settings.images.max_rejected_fraction, files.rejected)
     with _timed(seconds, "centroids"):
         found = coreset.embedded(this)

@@ -20,6 +20,7 @@ class CommonSettings(Settings):
     embed: EmbedSettings = EmbedSettings()
     coreset: CoresetSettings = CoresetSettings()
     pretrain: PretrainSettings | None = None
+    store: AbsolutePath | None = None  # of embeddings, for any number of runs; the output's own
     output: AbsolutePath
 
     @model_validator(mode="after")
