@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 import pyarrow as pa
@@ -92,6 +92,8 @@ def _patient(uri: str, act: Callable[[], T], patience_s: float, write: bool = Fa
 def _unavailable(uri: str, error: Exception) -> Unavailable:
     if isinstance(error, Unavailable):
         return error
+    if isinstance(error, FileNotFoundError) and error.__cause__:  # see is_lasting
+        return _unavailable(uri, cast(Exception, error.__cause__))
     return Unavailable(f"{public(uri)}: {type(error).__name__}: {one_line(error, 200)}")
 
 
