@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from curate.privacy import public_text
+
 
 class CurateError(Exception):
     """A failure that the user can mend: one line that names the key or file, and the remedy."""
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
-    """The message of any exception, folded into one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    """The message of any exception, folded into one line, its URLs without secrets."""
+    text = public_text(" ".join(str(error).split())) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -3,81 +3,124 @@
 A URI is always UTF-8; names of local files that are not are escaped in it (`curate.names`).
 
 Every file that a run writes is whole or absent: locally a temporary name and a rename, on object
-stores one PUT.
+stores one PUT or one upload. A run's own files are waited for: a store in trouble for a few minutes
+ends no job.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import posixpath
-import stat
+import random
+import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, BinaryIO, TypeVar
 
-import aiohttp
 import fsspec
 import pyarrow as pa
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from curate import names
+from curate import disk
 from curate.errors import CurateError, one_line
+from curate.faults import Unavailable as Unavailable
+from curate.faults import UnfitFile as UnfitFile
+from curate.faults import is_full, is_web, retry_after_s
+from curate.faults import is_lasting as is_lasting
+from curate.faults import is_local as is_local
+from curate.filesystems import filesystem as filesystem
+from curate.filesystems import join as join
+from curate.filesystems import named_like as named_like
+from curate.privacy import public as public
+from curate.privacy import public_text as public_text
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 Document = dict[str, Any]  # of JSON or YAML
 
-REMOTE_TRIES = 3
-RETRY_PAUSE_S = 0.3
+READ_PATIENCE_S = 20.0  # of a source's files
+OWN_PATIENCE_S = 300.0  # of the run's own files
+LOCAL_PATIENCE_S = 3.0  # of a disk or a mount, whatever the file
+RETRY_PAUSE_S = 0.3  # the first at most, doubled from try to try
+LONGEST_PAUSE_S = 10.0
+TOLD_AFTER_S = 10.0  # of waiting for a file of our own
 STREAMED_BYTES = 1 << 20
 
 
-class UnfitFile(Exception):
-    """Why a file is not even read: one short line."""
+def with_retries(uri: str, read: Callable[[], T], patience_s: float | None = None) -> T:
+    """What `read` returns, tried again for patience_s (READ_PATIENCE_S where None) while what
+    fails may pass.
+
+    Raises a lasting error as it is, and Unavailable for one that outlasts the patience.
+    """
+    return _patient(uri, read, READ_PATIENCE_S if patience_s is None else patience_s)
 
 
-# Of an HTTP server: seconds to connect, and seconds without a byte. aiohttp's own limit is five
-# minutes for a whole file, too long for a dead server and too short for a large tar.
-HTTP_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=30)
+def _patient(uri: str, act: Callable[[], T], patience_s: float, write: bool = False) -> T:
+    """`with_retries`; of what is written, a full disk is not waited for, and long waits are told
+    of."""
+    start = time.monotonic()
+    patience_s = min(patience_s, LOCAL_PATIENCE_S) if is_local(uri) else patience_s
+    longest = RETRY_PAUSE_S
+    told = patience_s <= READ_PATIENCE_S
+    while True:
+        try:
+            return act()
+        except Exception as error:  # each filesystem has exceptions of its own
+            if is_lasting(error, uri) or (write and is_full(error)):
+                raise
+            waited = time.monotonic() - start
+            asked = retry_after_s(error)
+            if waited >= patience_s or waited + asked > patience_s:
+                raise _unavailable(uri, error) from error
+            if waited > TOLD_AFTER_S and not told:
+                log.warning("%s; trying for %.0f s", _unavailable(uri, error), patience_s)
+                told = True
+            # Full jitter: a thousand readers that failed together must not come back together
+            pause = max(asked, random.uniform(0, longest))
+            time.sleep(min(pause, patience_s - waited))
+            longest = min(2 * longest, LONGEST_PAUSE_S)
 
 
-def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The filesystem of a URI and the path inside it."""
-    if "://" not in uri:  # no chain for fsspec, though a name may have :: in it
-        local = LocalFileSystem()
-        return local, names.unescaped(local._strip_protocol(uri))
+def _unavailable(uri: str, error: Exception) -> Unavailable:
+    if isinstance(error, Unavailable):
+        return error
+    return Unavailable(f"{public(uri)}: {type(error).__name__}: {one_line(error, 200)}")
+
+
+def _own_read(uri: str, read: Callable[[], T]) -> T:
+    """Of a file of the run's: what does not come within OWN_PATIENCE_S is a CurateError."""
     try:
-        if uri.startswith(("http://", "https://")):
-            return url_to_fs(uri, client_kwargs={"timeout": HTTP_TIMEOUT})
-        fs, path = url_to_fs(uri)
-        return fs, names.unescaped(path) if isinstance(fs, LocalFileSystem) else path
-    except (ValueError, ImportError) as error:
-        raise CurateError(f"{uri}: {one_line(error)}") from error
+        return _patient(uri, read, OWN_PATIENCE_S)
+    except Unavailable as error:
+        raise CurateError(f"{error}; check the store, then run the same command again") from error
 
 
-def is_local(uri: str) -> bool:
-    return "://" not in uri or uri.startswith("file://")
+def _own_write(uri: str, write: Callable[[], T]) -> T:
+    try:
+        return _patient(uri, write, OWN_PATIENCE_S, write=True)
+    except Exception as error:
+        raise _unwritable(uri, error) from error
 
 
-def join(base: str, *parts: str) -> str:
-    return posixpath.join(base.rstrip("/") if base != "/" else base, *parts)
-
-
-def named_like(uri: str, path: str) -> str:
-    """A path that a filesystem returned, in the form in which the user wrote `uri`."""
-    if is_local(uri):
-        return names.escaped(path)
-    protocol = uri.split("://", 1)[0]
-    return path if "://" in path else f"{protocol}://{path}"
+def _unwritable(uri: str, error: Exception) -> CurateError:
+    reason = error.__cause__ if isinstance(error, Unavailable) and error.__cause__ else error
+    return CurateError(
+        f"{public(uri)}: cannot be written ({one_line(reason)}); "
+        "choose another output or free the place"
+    )
 
 
 def exists(uri: str) -> bool:
     fs, path = filesystem(uri)
-    return bool(fs.exists(path))
+    return _own_read(uri, lambda: bool(fs.exists(path)))
 
 
 def names_in(folder: str) -> set[str]:
@@ -88,9 +131,8 @@ def names_in(folder: str) -> set[str]:
 def sizes_in(folder: str) -> dict[str, int]:
     """Base name → bytes of the files in a folder; empty where the folder is missing."""
     fs, path = filesystem(folder)
-    fs.invalidate_cache(path)
     try:
-        found = fs.ls(path, detail=True)
+        found = _own_read(folder, lambda: fs.ls(path, detail=True))
     except FileNotFoundError:
         return {}
     return {
@@ -102,7 +144,15 @@ def sizes_in(folder: str) -> dict[str, int]:
 
 def read_bytes(uri: str) -> bytes:
     fs, path = filesystem(uri)
-    return bytes(fs.cat_file(path))
+    return _own_read(uri, lambda: bytes(fs.cat_file(path)))
+
+
+def read_json(uri: str) -> Any:
+    """Raises CurateError for a file that holds none."""
+    try:
+        return json.loads(read_bytes(uri))
+    except ValueError as error:
+        raise CurateError(f"{uri}: damaged: {one_line(error)}; remove it and run again") from error
 
 
 def read_file(uri: str, max_bytes: int) -> bytes:
@@ -112,10 +162,10 @@ def read_file(uri: str, max_bytes: int) -> bytes:
     """
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
-        size = _size_of_regular(path)
+        size = disk.size_of_regular(path)
         if size > max_bytes:
             raise UnfitFile(too_large(size, max_bytes))
-    if uri.startswith(("http://", "https://")):
+    if is_web(uri):
         data = _stream(fs, path, max_bytes + 1)
     else:
         data = _first_bytes(fs, path, max_bytes + 1)
@@ -126,13 +176,6 @@ def read_file(uri: str, max_bytes: int) -> bytes:
 
 def too_large(size: int, max_bytes: int) -> str:
     return f"{size:,} bytes is over max_bytes {max_bytes}"
-
-
-def _size_of_regular(path: str) -> int:
-    about = os.stat(path)
-    if not stat.S_ISREG(about.st_mode):
-        raise UnfitFile("not a regular file")
-    return about.st_size
 
 
 def _first_bytes(fs: fsspec.AbstractFileSystem, path: str, size: int) -> bytes:
@@ -157,50 +200,98 @@ def _stream(fs: fsspec.AbstractFileSystem, path: str, size: int) -> bytes:
 
 
 def read_range(uri: str, offset: int, size: int) -> bytes:
+    """Fewer bytes only where the file ends before. Raises Unavailable where they did not all come.
+
+    A server that knows no ranges gives the whole file.
+    """
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
-        _size_of_regular(path)
-    return bytes(fs.cat_file(path, start=offset, end=offset + size))
-
-
-def with_retries(uri: str, read: Callable[[], T]) -> T:
-    """What `read` returns; networks get a second chance, but no file that is missing or unfit."""
-    tries = 1 if is_local(uri) else REMOTE_TRIES
-    for attempt in range(1, tries):
-        try:
-            return read()
-        except (FileNotFoundError, UnfitFile):
-            raise
-        except Exception:  # each filesystem has exceptions of its own
-            time.sleep(attempt * RETRY_PAUSE_S)
-    return read()
+        disk.size_of_regular(path)
+    data = bytes(fs.cat_file(path, start=offset, end=offset + size))
+    if len(data) < size and not is_local(uri):
+        whole = fs.info(path).get("size")
+        if whole is not None and len(data) < min(size, whole - offset):
+            raise Unavailable(f"{public(uri)}: {len(data)} of {size} bytes from {offset} on came")
+    return data
 
 
 def write_bytes(uri: str, data: bytes | pa.Buffer) -> None:
     """Write a whole file, or nothing."""
     fs, path = filesystem(uri)
-    try:
+
+    def write() -> None:
         if isinstance(fs, LocalFileSystem):
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            # Hidden and unique: a half-written file matches no pattern, and two writers of one
-            # name, a retried task and its first try, cannot mix their bytes.
-            scratch = os.path.join(
-                os.path.dirname(path), f".{os.path.basename(path)}.{uuid.uuid4().hex}"
-            )
-            try:
-                with open(scratch, "wb") as file:
-                    file.write(data)
-                os.replace(scratch, path)
-            except BaseException:
-                if os.path.exists(scratch):
-                    os.unlink(scratch)
-                raise
+            disk.write(path, data)
         else:
             fs.pipe_file(path, bytes(data))
-    except Exception as error:  # object stores' clients have exceptions of their own
-        raise CurateError(
-            f"{uri}: cannot be written ({one_line(error)}); choose another output or free the place"
-        ) from error
+
+    _own_write(uri, write)
+
+
+def create_bytes(uri: str, data: bytes | pa.Buffer) -> bool:
+    """Write a whole file where there is none; False where there is one. Of several that write at
+    once one is first, if the filesystem knows such writes, as disks and most object stores do."""
+    fs, path = filesystem(uri)
+    uncertain = False  # a try that failed may have written all the same
+
+    def create() -> bool:
+        nonlocal uncertain
+        try:
+            _create(fs, path, bytes(data))
+            return True
+        except Exception as error:
+            if is_there_already(error):
+                return uncertain and bytes(fs.cat_file(path)) == bytes(data)
+            uncertain = True
+            raise
+
+    return _own_write(uri, create)
+
+
+def _create(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
+    if isinstance(fs, LocalFileSystem):
+        disk.create(path, data)
+        return
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except (TypeError, NotImplementedError):  # it knows no such mode
+        if fs.exists(path):
+            raise FileExistsError(errno.EEXIST, "there already", path) from None
+        fs.pipe_file(path, data)
+
+
+def is_there_already(error: Exception) -> bool:
+    """Whether a write was refused because there is a file: stores call it a failed condition."""
+    response = getattr(error.__cause__, "response", None) or {}
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return isinstance(error, FileExistsError) or status == 412
+
+
+@contextmanager
+def open_whole(uri: str) -> Iterator[BinaryIO]:
+    """A stream to write a file that is there when the block ends, and never where it fails.
+
+    For other filesystems than the local one it is collected here, then uploaded, in parts where it
+    is large, as often as that takes.
+    """
+    fs, path = filesystem(uri)
+    local = isinstance(fs, LocalFileSystem)
+    try:
+        with disk.scratch(path) if local else _elsewhere() as scratch:
+            with open(scratch, "wb") as file:
+                yield file
+            move = partial(os.replace if local else fs.put_file, scratch, path)
+            _own_write(uri, move)
+    except OSError as error:
+        if is_full(error):
+            raise _unwritable(uri, error) from error
+        raise
+
+
+@contextmanager
+def _elsewhere() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield os.path.join(folder, "copy")
 
 
 def write_json(uri: str, value: Any) -> None:
@@ -208,19 +299,15 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_json(uri: str) -> Any:
-    """Raises CurateError for a file that holds none."""
-    try:
-        return json.loads(read_bytes(uri))
-    except ValueError as error:
-        raise CurateError(f"{uri}: damaged: {one_line(error)}; remove it and run again") from error
-
-
 def remove_tree(uri: str) -> None:
     """Remove a file or a folder; nothing where there is none."""
     fs, path = filesystem(uri)
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+
+    def remove() -> None:
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+
+    _own_read(uri, remove)
 
 
 @contextmanager

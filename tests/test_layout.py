@@ -18,8 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # The house, from the ground up: a package imports from itself and from earlier names alone
 ORDER = [
     *(
+        "privacy",
         "errors",
         "names",
+        "faults",
+        "disk",
+        "filesystems",
         "progress",
         "storage",
         "listing",

@@ -125,6 +125,7 @@ class _Site(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(storage, "RETRY_PAUSE_S", 0.01)
+    monkeypatch.setattr(storage, "READ_PATIENCE_S", 0.1)
     handler = type("Site", (_Site,), {"files": dict(IMAGES), "tries": {}})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
