@@ -36,6 +36,14 @@ class Floor:
         """Everything there is."""
         return Floor.at(np.full(k, -np.inf))
 
+    @staticmethod
+    def joined(parts: list[Floor]) -> Floor:
+        """One after the other."""
+        return Floor(
+            np.concatenate([part.similarity for part in parts]),
+            np.concatenate([part.position for part in parts]),
+        )
+
     def only(self, which: NDArray[np.intp]) -> Floor:
         return Floor(self.similarity[which], self.position[which])
 
@@ -60,6 +68,14 @@ class Candidates:
     def starts(self) -> NDArray[np.intp]:
         """(K + 1,): centroid q's list is entries starts[q] to starts[q + 1]."""
         return np.searchsorted(self.centroid, np.arange(self.k + 1))
+
+    def between(self, low: int, high: int) -> Candidates:
+        """The lists of centroids low … high - 1, which count from 0 in them."""
+        entries = slice(*np.searchsorted(self.centroid, [low, high]).tolist())
+        floor = self.floor.only(np.arange(low, high))
+        return Candidates(
+            self.centroid[entries] - low, self.similarity[entries], self.position[entries], floor
+        )
 
 
 def is_below(

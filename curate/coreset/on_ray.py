@@ -1,13 +1,8 @@
-"""Candidates, merge and rounds over any number of embedding shards, on Ray tasks.
+"""The coresets of one open set, for one target or many: passes over its shards, and rounds.
 
-    sample   a few rows of all shards → how similar the m-th best image of each centroid should be
-    scan     every shard, in parallel → candidates down to that similarity
-    merge    a tree of tasks          → one table of k lists of about m, whatever |U| is
-    rounds   on that table            → the coreset, or which lists ran out
-    refill   scan and merge again for those lists alone, below where they ended, four times as far
-
-The sample only saves work: a floor that it puts too high is made good by a refill, one too low by
-cutting lists at twice m. The result depends on neither, nor on how shards fall to tasks.
+pass     all shards           → a table of lists of candidates, of all targets' centroids
+rounds   on each target's     → its coreset, or which lists ran out
+refill   another pass for those lists alone, below where they ended, four times as far
 """
 
 from __future__ import annotations
@@ -16,27 +11,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
-from ray import ObjectRef
 
-from curate.cluster import results
 from curate.coreset import similarity
-from curate.coreset.candidates import Candidates, Floor, scan
-from curate.coreset.merge import extend, merge
+from curate.coreset.candidates import Candidates
+from curate.coreset.merge import extend
+from curate.coreset.passes import MAX_ENTRIES, Ask, Scanned
 from curate.coreset.rounds import RanOut, Selection, run_rounds
 from curate.coreset.similarity import Centroids, NotUnit
 from curate.errors import CurateError
-from curate.runfiles.shards import Shard, read_embeddings
-from curate.storage import is_local
+from curate.runfiles.shards import Shard
 
-SAMPLE_ROWS = 16_384
-SPARE = 1.25  # lists are aimed this much longer than asked, against the sample's noise
 GROWTH = 4  # of a list's length, at each refill
 ALMOST = 0.5  # a list this far used is refilled along with those that ran out
-TASKS_PER_CPU = 4
-FAN_IN = 16
-MAX_ENTRIES = 4_000_000  # of the merged table: 80 MB
 
 
 @dataclass(frozen=True)
@@ -48,52 +35,77 @@ class Limits:
     budget: int | None
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A coreset for one target. length: how long its lists are at first; from k and the budget
+    where unset."""
+
+    centroids: NDArray[np.floating]  # (K, D), unit rows
+    limits: Limits
+    length: int | None = None
+
+
+OnRefill = Callable[[int, int], None]  # is told of lists, length
+
+
 def select(
     shards: list[Shard],
     centroids: NDArray[np.floating],
     limits: Limits,
     *,
     length: int | None = None,
-    on_refill: Callable[[int, int], None] | None = None,
+    on_refill: OnRefill | None = None,
 ) -> Selection:
-    """The coreset of all the shards' images, the same as the brute-force definition gives.
+    """`select_all` for one target."""
+    return select_all(shards, [Wanted(centroids, limits, length)], on_refill=on_refill)[0]
 
-    centroids (K, D), unit rows. length: how long lists are at first; from k and the budget where
-    unset. on_refill(lists, length) is told of each refill.
+
+def select_all(
+    shards: list[Shard], wanted: list[Wanted], *, on_refill: OnRefill | None = None
+) -> list[Selection]:
+    """The coreset of all the shards' images for each target, the same as the brute-force definition
+    gives. The centroids of all targets are scanned together, and their lists refilled together;
+    their rounds know nothing of each other.
 
     Raises CurateError for embeddings of another width than the centroids, or not of unit norm.
     """
+    if not wanted:
+        return []
+    ready = [_prepared(one.centroids) for one in wanted]
+    widths = sorted({one.f32.shape[1] for one in ready})
+    if len(widths) > 1:
+        raise CurateError(
+            f"centroids of widths {', '.join(map(str, widths))}: all targets' must come from one "
+            "encoder"
+        )
+    scanned = Scanned.prepare(shards, similarity.joined(ready))
+    total = sum(shard.rows for shard in shards)
+    at_most = max(MAX_ENTRIES // scanned.centroids.k, 64)  # the table is for all
+    ends = np.cumsum([one.k for one in ready])
+    asks = []
+    for end, mine, one in zip(ends, ready, wanted, strict=True):
+        length = one.length or min(first_length(mine.k, total, one.limits.budget), at_most)
+        asks.append(Ask(np.arange(end - mine.k, end), length))
+    searches = [
+        _Search(one.limits, ask.which, np.full(len(ask.which), ask.length), lists)
+        for one, ask, lists in zip(wanted, asks, scanned.lists(asks), strict=True)
+    ]
+    running = searches
+    while running := [search for search in running if not search.ends()]:
+        refills = [search.refill() for search in running]
+        if on_refill:
+            longest = max(ask.length for ask in refills)
+            on_refill(sum(len(ask.which) for ask in refills), longest)
+        for search, ask, more in zip(running, refills, scanned.lists(refills), strict=True):
+            search.lists = extend(search.lists, more, ask.which - search.which[0])
+    return [search.selection for search in searches if search.selection is not None]
+
+
+def _prepared(centroids: NDArray[np.floating]) -> Centroids:
     try:
-        ready = similarity.prepare(centroids)
+        return similarity.prepare(centroids)
     except NotUnit as error:
         raise CurateError(f"centroids: {error}; L2-normalise them") from error
-    total = sum(shard.rows for shard in shards)
-    length = length or first_length(ready.k, total, limits.budget)
-    groups = _groups(shards)
-    reference = ray.put(ready)
-    sample = _Sample.take(groups, reference, ready.k)
-
-    lists = _scan_all(groups, reference, sample.floor(length), length=2 * length)
-    lengths = np.full(ready.k, length)
-    while True:
-        outcome = run_rounds(
-            lists, tau=limits.tau, reference_round=limits.reference_round, budget=limits.budget
-        )
-        if isinstance(outcome, Selection):
-            return outcome
-        which = _worth_refilling(outcome, lists)
-        lengths[which] *= GROWTH
-        longest = int(lengths[which].max())
-        if on_refill:
-            on_refill(len(which), longest)
-        more = _scan_all(
-            groups,
-            ray.put(ready.only(which)),
-            sample.only(which).floor(longest),
-            length=2 * longest,
-            after=lists.floor.only(which),
-        )
-        lists = extend(lists, more, which)
 
 
 def first_length(k: int, total: int, budget: int | None) -> int:
@@ -107,169 +119,36 @@ def first_length(k: int, total: int, budget: int | None) -> int:
     return min(likely, max(MAX_ENTRIES // k, 64))
 
 
-def _worth_refilling(outcome: RanOut, lists: Candidates) -> NDArray[np.intp]:
-    """The lists that ran out, and those that soon will: a pass costs much the same for more."""
-    soon = (outcome.used > ALMOST) & ~np.isneginf(lists.floor.similarity)
-    soon[outcome.centroids] = True
-    return np.flatnonzero(soon)
+@dataclass
+class _Search:
+    """One target's lists under way, and what came of them."""
 
+    limits: Limits
+    which: NDArray[np.intp]  # its centroids, a range of those of all targets
+    lengths: NDArray[np.intp]  # (K,) how long each list was asked to be
+    lists: Candidates
+    outcome: Selection | RanOut | None = None
 
-def _scan_all(
-    groups: list[list[Shard]],
-    centroids: ObjectRef,
-    floor: Floor,
-    *,
-    length: int,
-    after: Floor | None = None,
-) -> Candidates:
-    """Scan all shards and merge, FAN_IN tables at a time."""
-    tables = [_scan_group.remote(group, centroids, floor, length, after) for group in groups]
-    while len(tables) > FAN_IN:
-        tables = [
-            _merge_group.remote(length, *tables[i : i + FAN_IN])
-            for i in range(0, len(tables), FAN_IN)
-        ]
-    return (
-        merge(results(tables), length)
-        if tables
-        else Candidates.none(Floor.bottom(len(floor.similarity)))
-    )
+    @property
+    def selection(self) -> Selection | None:
+        return self.outcome if isinstance(self.outcome, Selection) else None
 
-
-@ray.remote
-def _scan_group(
-    group: list[Shard], centroids: Centroids, floor: Floor, length: int, after: Floor | None
-) -> Candidates:
-    parts = [Candidates.none(floor)]
-    entries = 0
-    for shard in group:
-        first = shard.first
-        for block in read_embeddings(shard):
-            if len(block) == 0:
-                continue
-            part = _checked(shard, first, block, centroids, length, parts[0].floor, after)
-            parts.append(part)
-            entries += len(part.centroid)
-            if entries > 2 * centroids.k * length:  # bounds memory, and raises the floor
-                parts = [merge(parts, length)]
-                entries = len(parts[0].centroid)
-            first += len(block)
-        if first != shard.first + shard.rows:
-            raise CurateError(
-                f"{shard.uri}: {first - shard.first} rows where {shard.rows} were counted; "
-                "it was changed or damaged: embed it again"
-            )
-    return merge(parts, length)
-
-
-def _checked(
-    shard: Shard,
-    first: int,
-    block: NDArray[np.floating],
-    centroids: Centroids,
-    length: int,
-    floor: Floor,
-    after: Floor | None,
-) -> Candidates:
-    """`scan`, with errors that name the file."""
-    if block.shape[1] != centroids.f32.shape[1]:
-        raise CurateError(
-            f"{shard.uri}: embeddings of width {block.shape[1]}, centroids of width "
-            f"{centroids.f32.shape[1]}; both must come from one encoder"
+    def ends(self) -> bool:
+        """Run the rounds; whether the lists are long enough for them."""
+        self.outcome = run_rounds(
+            self.lists,
+            tau=self.limits.tau,
+            reference_round=self.limits.reference_round,
+            budget=self.limits.budget,
         )
-    try:
-        return scan(block, first, centroids, length=length, floor=floor, after=after)
-    except NotUnit as error:
-        row = error.row + first - shard.first + shard.start
-        trouble = (
-            "NaN or infinite: embed that image again, or leave it out"
-            if not np.isfinite(block[error.row].astype(np.float32)).all()
-            else f"of norm {error.norm:.4g}: L2-normalise embeddings first"
-        )
-        raise CurateError(f"{shard.uri}: the embedding in row {row} is {trouble}") from error
+        return isinstance(self.outcome, Selection)
 
-
-@ray.remote
-def _merge_group(length: int, *tables: Candidates) -> Candidates:
-    return merge(list(tables), length)
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """similarity (K, S): of sampled images, one in `every` of all."""
-
-    similarity: NDArray[np.float32]
-    every: float
-
-    @staticmethod
-    def take(groups: list[list[Shard]], centroids: ObjectRef, k: int) -> _Sample:
-        """Evenly spread rows of every group; none of a set too small to be worth it."""
-        total = sum(shard.rows for group in groups for shard in group)
-        wanted = min(SAMPLE_ROWS, MAX_ENTRIES * 8 // k)
-        if total < 4 * wanted:
-            return _Sample(np.empty((k, 0), np.float32), 1.0)
-        tables = results(
-            [_sample_group.remote(group, centroids, wanted / total) for group in groups]
-        )
-        similarity = np.ascontiguousarray(np.concatenate(tables).T)
-        return _Sample(similarity, total / max(similarity.shape[1], 1))
-
-    def only(self, which: NDArray[np.intp]) -> _Sample:
-        return _Sample(self.similarity[which], self.every)
-
-    def floor(self, length: int) -> Floor:
-        """The similarity that about `length` images of the whole set reach, for each centroid."""
-        k, sampled = self.similarity.shape
-        rank = sampled - int(np.ceil(SPARE * length / self.every))  # ascending
-        if rank < 0:
-            return Floor.bottom(k)
-        reached = np.partition(self.similarity, rank, axis=1)[:, rank]
-        return Floor.at(reached.astype(np.float64))
-
-
-@ray.remote
-def _sample_group(group: list[Shard], centroids: Centroids, fraction: float) -> NDArray[np.float32]:
-    """(rows, K) similarities of about `fraction` of the group's rows.
-
-    Runs of rows, so that reading stays sequential; of many shards only some are opened at all.
-    """
-    rows = sum(shard.rows for shard in group)
-    wanted = max(1, int(rows * fraction))
-    opened = group[:: max(1, len(group) // max(1, wanted // 256))]
-    each = max(1, wanted // len(opened))
-    parts = []
-    for shard in opened:
-        for block in read_embeddings(shard):
-            if len(block) and block.shape[1] == centroids.f32.shape[1]:
-                step = max(1, len(block) // each)
-                parts.append(similarity.widen(block[::step][:each]) @ centroids.f32.T)
-            break
-    return np.concatenate(parts) if parts else np.empty((0, centroids.k), np.float32)
-
-
-def _groups(shards: list[Shard]) -> list[list[Shard]]:
-    """Neighbouring shards for one task each, of about equal rows; large files cut at row ranges."""
-    total = sum(shard.rows for shard in shards)
-    tasks = max(1, int(ray.cluster_resources().get("CPU", 1))) * TASKS_PER_CPU
-    target = max(1, -(-total // tasks))
-    groups: list[list[Shard]] = []
-    room = 0
-    for shard in shards:
-        start = 0
-        while start < shard.rows:
-            if room <= 0:
-                groups.append([])
-                room = target
-            # A remainder under a tenth of a task rides along with its file
-            rows = shard.rows - start
-            if rows > room + target // 10 and _can_be_cut(shard.uri):
-                rows = room
-            groups[-1].append(Shard(shard.uri, shard.start + start, rows, shard.first + start))
-            start += rows
-            room -= rows
-    return groups
-
-
-def _can_be_cut(uri: str) -> bool:
-    """Whether a range of its rows can be read without reading the rest."""
-    return is_local(uri) or uri.endswith(".parquet")
+    def refill(self) -> Ask:
+        """The lists that ran out, and those that soon will: a pass costs much the same for more."""
+        assert isinstance(self.outcome, RanOut)
+        soon = (self.outcome.used > ALMOST) & ~np.isneginf(self.lists.floor.similarity)
+        soon[self.outcome.centroids] = True
+        which = np.flatnonzero(soon)
+        self.lengths[which] *= GROWTH
+        longest = int(self.lengths[which].max())
+        return Ask(self.which[which], longest, self.lists.floor.only(which))

@@ -57,6 +57,15 @@ def prepare(centroids: NDArray[np.floating]) -> Centroids:
     return Centroids(grid, grid.astype(np.float64), error)
 
 
+def joined(parts: list[Centroids]) -> Centroids:
+    """Those of several targets, of one width, one after the other."""
+    return Centroids(
+        np.concatenate([part.f32 for part in parts]),
+        np.concatenate([part.f64 for part in parts]),
+        max(part.error for part in parts),
+    )
+
+
 def on_grid(values: NDArray[np.floating]) -> NDArray[np.float64]:
     """The nearest multiples of 2^-24: what float16 holds already, float32 to 3e-8."""
     return np.rint(values.astype(np.float64) / GRID) * GRID

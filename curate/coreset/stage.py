@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from curate import __version__, storage
 from curate.coreset import baselines, centroids, manifest, whitened_shards
-from curate.coreset.on_ray import Limits, select
+from curate.coreset.on_ray import Limits, Wanted, select_all
 from curate.coreset.rounds import Selection
 from curate.errors import CurateError
 from curate.runfiles import shards
@@ -69,22 +69,49 @@ def choose(
     coreset: CoresetSettings, found: Embedded, centres: NDArray[np.float32] | None
 ) -> Selection:
     """Raises CurateError for an oracle whose labels no image has."""
-    budget = budget_of(coreset, found)
-    if centres is not None:
-        return select(
-            found.open,
-            centres,
-            Limits(coreset.tau, coreset.reference_round, budget),
+    return choose_all([coreset], [found], [centres])[0]
+
+
+def choose_all(
+    coresets: list[CoresetSettings],
+    found: list[Embedded],
+    centres: list[NDArray[np.float32] | None],
+) -> list[Selection]:
+    """A selection for each target, `choose`'s. The targets share one open set, of which the
+    embeddings are scanned once for all of them.
+
+    Raises CurateError as `choose` does.
+    """
+    assert all(one.open == found[0].open for one in found)
+    wanted = [
+        Wanted(mine, Limits(coreset.tau, coreset.reference_round, budget_of(coreset, one)))
+        for coreset, one, mine in zip(coresets, found, centres, strict=True)
+        if mine is not None
+    ]
+    by_rounds = iter(
+        select_all(
+            found[0].open,
+            wanted,
             on_refill=lambda lists, length: log.info(
                 "select: %d lists ran out and go on to %d images", lists, length
             ),
         )
+        if wanted
+        else []
+    )
+    return [
+        _baseline(coreset, one) if mine is None else next(by_rounds)
+        for coreset, one, mine in zip(coresets, found, centres, strict=True)
+    ]
+
+
+def _baseline(coreset: CoresetSettings, found: Embedded) -> Selection:
     candidates = np.arange(found.open_images)
     if coreset.method == "oracle":
         candidates = baselines.labelled(found.open, coreset.labels or [])
         if not len(candidates):
             raise CurateError("coreset.labels: no image of the open set has any of them")
-    return baselines.random_sample(candidates, budget, coreset.seed)
+    return baselines.random_sample(candidates, budget_of(coreset, found), coreset.seed)
 
 
 def write_manifest(

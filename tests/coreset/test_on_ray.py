@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate.coreset import on_ray
+from curate.coreset import on_ray, passes
 from curate.coreset.candidates import Candidates, Floor
-from curate.coreset.on_ray import Limits, select
+from curate.coreset.on_ray import Limits, Wanted, select, select_all
 from curate.errors import CurateError
 from curate.runfiles.shards import Shard, count_rows
 from tests.oracles import brute_force_rounds, same_selection, unit_rows
@@ -137,7 +137,7 @@ def test_any_number_of_shards_and_a_tree_of_merges(
     monkeypatch: pytest.MonkeyPatch,
     files: int,
 ) -> None:
-    monkeypatch.setattr(on_ray, "FAN_IN", 2)
+    monkeypatch.setattr(passes, "FAN_IN", 2)
     open_set, centroids = problem
     cuts = sorted(np.random.default_rng(files).integers(0, N, files - 1).tolist())
     shards = shards_of(tmp_path, open_set, cuts, ".arrow")
@@ -162,7 +162,7 @@ class TestSample:
 
     @pytest.fixture(autouse=True)
     def small(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.setattr(on_ray, "SAMPLE_ROWS", 100)
+        monkeypatch.setattr(passes, "SAMPLE_ROWS", 100)
         yield
 
     def run(
@@ -188,13 +188,13 @@ class TestSample:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         floors = []
-        floor = on_ray._Sample.floor
+        floor = passes._Sample.floor
 
-        def noted(sample: on_ray._Sample, length: int) -> Floor:
+        def noted(sample: passes._Sample, length: int) -> Floor:
             floors.append(floor(sample, length))
             return floors[-1]
 
-        monkeypatch.setattr(on_ray._Sample, "floor", noted)
+        monkeypatch.setattr(passes._Sample, "floor", noted)
         self.run(problem, tmp_path, length=30)
         open_set, centroids = problem
         above = centroids.astype(float) @ open_set.T.astype(float) >= floors[0].similarity[:, None]
@@ -206,14 +206,14 @@ class TestSample:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        floor = on_ray._Sample.floor
+        floor = passes._Sample.floor
 
-        def too_high(sample: on_ray._Sample, length: int) -> Floor:
+        def too_high(sample: passes._Sample, length: int) -> Floor:
             found = floor(sample, length)
             raised = np.where(np.isneginf(found.similarity), -np.inf, found.similarity + 0.3)
             return Floor.at(raised)
 
-        monkeypatch.setattr(on_ray._Sample, "floor", too_high)
+        monkeypatch.setattr(passes._Sample, "floor", too_high)
         assert self.run(problem, tmp_path, length=30)
 
     def test_floors_too_low_are_made_good_by_cuts(
@@ -223,7 +223,7 @@ class TestSample:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(
-            on_ray._Sample,
+            passes._Sample,
             "floor",
             lambda sample, _: Floor.at(np.full(len(sample.similarity), -0.9)),
         )
@@ -301,4 +301,62 @@ def test_first_length_is_bounded_by_memory() -> None:
     assert on_ray.first_length(100, 10**6, 333_350) > 333_350 // 100
     for k in (1, 100, 6_667, 100_000):
         entries = k * on_ray.first_length(k, 10**9, 10**9)
-        assert entries <= max(on_ray.MAX_ENTRIES, 64 * k)
+        assert entries <= max(passes.MAX_ENTRIES, 64 * k)
+
+
+LIMITS = [Limits(None, 1, 300), Limits(0.9, 1, None), Limits(0.97, 5, 40)]
+
+
+@pytest.mark.parametrize("length", [2, None])
+def test_many_targets_at_once_are_each_alone(
+    problem: tuple[np.ndarray, np.ndarray],
+    tmp_path: Path,
+    length: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Far and near ends, targets of one centroid and of many, and refills of some of them."""
+    monkeypatch.setattr(passes, "SAMPLE_ROWS", 100)
+    rng = np.random.default_rng(11)
+    centroids = [problem[1], unit_rows(rng, 1, D), unit_rows(rng, 12, D, lean=0.5)]
+    shards = shards_of(tmp_path, problem[0], [100, 333], ".arrow")
+    alone, scans = [], []
+    for mine, limits in zip(centroids, LIMITS, strict=True):
+        alone.append(select(shards, mine, limits, length=length))
+        same_selection(
+            alone[-1],
+            brute_force_rounds(
+                problem[0],
+                mine,
+                tau=limits.tau,
+                reference_round=limits.reference_round,
+                budget=limits.budget,
+            ),
+        )
+    scan_all = passes._scan_all
+
+    def counted(*arguments: Any, **more: Any) -> Candidates:
+        scans.append(arguments)
+        return scan_all(*arguments, **more)
+
+    monkeypatch.setattr(passes, "_scan_all", counted)
+    refills: list[tuple[int, int]] = []
+    wanted = [Wanted(mine, limits, length) for mine, limits in zip(centroids, LIMITS, strict=True)]
+    together = select_all(shards, wanted, on_refill=lambda *told: refills.append(told))
+    assert len(scans) == 1 + len(refills) and (length is None or len(refills) > 1)
+    for one, other in zip(together, alone, strict=True):
+        for field in ("position", "centroid", "round", "similarity"):
+            assert np.array_equal(getattr(one, field), getattr(other, field)), field
+        assert one.rounds == other.rounds
+        assert one.stopped_because == other.stopped_because
+        assert one.stopping_objective == other.stopping_objective
+
+
+def test_no_targets_at_all(problem: tuple[np.ndarray, np.ndarray]) -> None:
+    assert select_all([], []) == []
+
+
+def test_targets_of_different_widths(problem: tuple[np.ndarray, np.ndarray]) -> None:
+    rng = np.random.default_rng(0)
+    wanted = [Wanted(unit_rows(rng, 3, width), LIMITS[0]) for width in (8, 9)]
+    with pytest.raises(CurateError, match=r"centroids of widths 8, 9: .*one encoder"):
+        select_all([], wanted)
