@@ -183,6 +183,7 @@ class ComparisonFiles(Folder):
     """A comparison of arms, and the run of each target in it."""
 
     table = Name("comparison.json")
+    store = Name("embeddings")  # where the config names no other
     text = Name("comparison.md")
 
     def target(self, name: str) -> RunFiles:
