@@ -266,7 +266,7 @@ def test_what_cannot_be_is_refused_before_an_image_is_read(
         change["evaluate"] |= {"train": document["target"], "test": document["target"]}
     with pytest.raises(CurateError, match=named):
         run(settings_of(document, output=str(tmp_path / "run"), **change))
-    assert not (tmp_path / "run").exists()
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_an_older_versions_output_is_refused_by_its_version(document, tmp_path) -> None:
