@@ -29,7 +29,7 @@ def is_local(uri: str) -> bool:
 
 
 def is_web(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
+    return uri[:8].lower().startswith(("http://", "https://"))
 
 
 def is_lasting(error: Exception, uri: str) -> bool:
@@ -43,7 +43,9 @@ def is_lasting(error: Exception, uri: str) -> bool:
         return not (is_web(uri) and isinstance(cause, Exception)) or is_lasting(cause, uri)
     if isinstance(error, CurateError | UnfitFile | IsADirectoryError | NotADirectoryError):
         return True
-    if isinstance(error, FileExistsError | aiohttp.TooManyRedirects | aiohttp.InvalidURL):
+    if isinstance(error, FileExistsError | aiohttp.TooManyRedirects):
+        return True
+    if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
         return True
     if isinstance(error, aiohttp.ClientResponseError):
         return 400 <= error.status < 500 and error.status not in LATER
@@ -59,6 +61,13 @@ def is_lasting(error: Exception, uri: str) -> bool:
 def is_full(error: Exception) -> bool:
     """Whether a disk has no room, or takes none: somebody has to make some."""
     return isinstance(error, OSError) and error.errno in NO_ROOM
+
+
+def is_there_already(error: Exception) -> bool:
+    """Whether a write was refused because there is a file: stores call it a failed condition."""
+    response = getattr(error.__cause__, "response", None) or {}
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return isinstance(error, FileExistsError) or status == 412
 
 
 def retry_after_s(error: Exception) -> float:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +27,7 @@ from curate.runfiles import accounts, rejected
 from curate.runfiles.accounts import Counts
 from curate.runfiles.files import RunFiles
 from curate.runfiles.fingerprint import fingerprint
+from curate.runfiles.lock import held
 from curate.runfiles.run import Embedded, Run, remove
 from curate.runfiles.summary import Summary
 from curate.settings import RunSettings
@@ -50,9 +51,12 @@ def run_all(
     """
     for settings in many:
         _check(settings)
-    begun = [_embedded(settings, fresh, accept_changes) for settings in many]
-    _select(begun)
-    return [_finished(one) for one in begun]
+    with ExitStack() as locks:
+        for settings in many:
+            locks.enter_context(held(settings.output))
+        begun = [_embedded(settings, fresh, accept_changes) for settings in many]
+        _select(begun)
+        return [_finished(one) for one in begun]
 
 
 @dataclass

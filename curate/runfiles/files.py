@@ -113,6 +113,7 @@ class RunFiles(Folder):
     """One run, with all that may be made from it later; its folder is the config's `output`."""
 
     memo = Name("config.yaml")  # settings, versions, and what decides the embeddings
+    lock = Name("run.lock")  # of the driver that is at work
     plans = Name("plan")
     weights = WEIGHTS  # of the encoder, which every worker loads
     own_store = Name("embeddings")  # where the config names no other

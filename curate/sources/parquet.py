@@ -59,7 +59,13 @@ def read(source: ParquetSettings, unit: Unit, max_bytes: int, last_attempt: bool
     check_unchanged(unit)
     assert unit.stop is not None
     images = read_rows(source, unit.uri, range(unit.start, unit.stop), max_bytes)
-    yield from read_files(images, max_bytes, last_attempt=last_attempt)
+    yield from read_files(
+        images,
+        max_bytes,
+        allow_private=source.allow_private,
+        listed_in=unit.uri,
+        last_attempt=last_attempt,
+    )
 
 
 def read_rows(source: ParquetSettings, uri: str, rows: range, max_bytes: int) -> Iterator[Item]:

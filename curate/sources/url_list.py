@@ -52,7 +52,13 @@ def read(source: UrlListSettings, unit: Unit, max_bytes: int, last_attempt: bool
     if _digest(source, unit.uri, header, records) != unit.digest:
         raise Changed(f"{unit.uri}: changed since it was planned")
     items = list(_items(source, unit.uri, header, records))
-    yield from read_files(items, max_bytes, last_attempt=last_attempt)
+    yield from read_files(
+        items,
+        max_bytes,
+        allow_private=source.allow_private,
+        listed_in=unit.uri,
+        last_attempt=last_attempt,
+    )
 
 
 def says_still(source: UrlListSettings, unit: Unit) -> bool:
