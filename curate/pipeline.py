@@ -60,11 +60,11 @@ def run(settings: RunSettings, *, fresh: bool = False) -> Summary:
     with _timed(seconds, "select"):
         selection = coreset.choose(settings.coreset, found, centres)
     with _timed(seconds, "manifest"):
-        table = coreset.write_manifest(files.manifest, settings.coreset, found, selection)
+        selected = coreset.write_manifest(files.manifest, settings.coreset, found, selection)
         manifest.write_rounds(files.rounds, selection.rounds)
 
-    counts = counts.selecting(manifest.by_source(table))
-    accounts.check(counts, len(table))
+    counts = counts.selecting(selected)
+    accounts.check(counts, len(selection.position))
     summary = Summary(
         sources=counts,
         outcome=coreset.outcome(settings.coreset, selection),

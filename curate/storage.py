@@ -95,7 +95,7 @@ def _unavailable(uri: str, error: Exception) -> Unavailable:
     return Unavailable(f"{public(uri)}: {type(error).__name__}: {one_line(error, 200)}")
 
 
-def _own_read(uri: str, read: Callable[[], T]) -> T:
+def own_read(uri: str, read: Callable[[], T]) -> T:
     """Of a file of the run's: what does not come within OWN_PATIENCE_S is a CurateError."""
     try:
         return _patient(uri, read, OWN_PATIENCE_S)
@@ -120,7 +120,7 @@ def _unwritable(uri: str, error: Exception) -> CurateError:
 
 def exists(uri: str) -> bool:
     fs, path = filesystem(uri)
-    return _own_read(uri, lambda: bool(fs.exists(path)))
+    return own_read(uri, lambda: bool(fs.exists(path)))
 
 
 def names_in(folder: str) -> set[str]:
@@ -132,7 +132,7 @@ def sizes_in(folder: str) -> dict[str, int]:
     """Base name → bytes of the files in a folder; empty where the folder is missing."""
     fs, path = filesystem(folder)
     try:
-        found = _own_read(folder, lambda: fs.ls(path, detail=True))
+        found = own_read(folder, lambda: fs.ls(path, detail=True))
     except FileNotFoundError:
         return {}
     return {
@@ -144,7 +144,7 @@ def sizes_in(folder: str) -> dict[str, int]:
 
 def read_bytes(uri: str) -> bytes:
     fs, path = filesystem(uri)
-    return _own_read(uri, lambda: bytes(fs.cat_file(path)))
+    return own_read(uri, lambda: bytes(fs.cat_file(path)))
 
 
 def read_json(uri: str) -> Any:
@@ -307,7 +307,7 @@ def remove_tree(uri: str) -> None:
         if fs.exists(path):
             fs.rm(path, recursive=True)
 
-    _own_read(uri, remove)
+    own_read(uri, remove)
 
 
 @contextmanager
