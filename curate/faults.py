@@ -61,6 +61,13 @@ def is_full(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in NO_ROOM
 
 
+def is_there_already(error: Exception) -> bool:
+    """Whether a write was refused because there is a file: stores call it a failed condition."""
+    response = getattr(error.__cause__, "response", None) or {}
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return isinstance(error, FileExistsError) or status == 412
+
+
 def retry_after_s(error: Exception) -> float:
     """Seconds that a server asked to be left alone for; 0 where it did not say."""
     if not isinstance(error, aiohttp.ClientResponseError) or error.status not in (429, 503):

@@ -8,7 +8,10 @@ import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from curate import names, storage
@@ -17,18 +20,54 @@ from curate.errors import CurateError
 CHECKED_AT_ONCE = 32  # names that a pattern's braces stand for
 
 
+# What fsspec's filesystems call a file's version, or else the time of its last change
+STAMPS = (
+    *("ETag", "etag", "md5Hash"),
+    *("LastModified", "last_modified", "Last-Modified", "mtime", "updated"),
+)
+
+
 @dataclass(frozen=True, order=True)
 class FileInfo:
     uri: str
     size: int
+    stamp: str = ""  # changes when the file does; empty where the filesystem has none
 
 
 @dataclass(frozen=True, order=True)
-class FileBelow(FileInfo):
+class FileBelow:
     """A file of a tree."""
 
+    uri: str
+    size: int
     path: str  # below the root
     regular: bool = True  # no pipe, socket or device; unknown of a link that leads nowhere
+    stamp: str = ""
+
+
+def stamp_of(uri: str) -> tuple[int, str]:
+    """(bytes, stamp) of a file as it is now.
+
+    Raises FileNotFoundError where it is gone, storage.Unavailable where nobody can say.
+    """
+    fs, path = storage.filesystem(uri)
+    fs.invalidate_cache(path)
+    info = storage.with_retries(uri, lambda: fs.info(path))
+    if info["type"] == "directory":
+        raise FileNotFoundError(uri)
+    return _about(fs, info)
+
+
+def _about(fs: AbstractFileSystem, info: dict[str, Any]) -> tuple[int, str]:
+    """(bytes, stamp) of a file, as its filesystem tells of it."""
+    size = int(info.get("size") or 0)
+    if isinstance(fs, LocalFileSystem):  # fsspec knows no nanoseconds
+        try:
+            return size, str(os.stat(info["name"]).st_mtime_ns)
+        except OSError:  # a link that leads nowhere: reading it says so
+            return size, ""
+    value = next((info[key] for key in STAMPS if info.get(key)), "")
+    return size, value.isoformat() if isinstance(value, datetime) else str(value).strip('"')
 
 
 def find(root: str) -> list[FileBelow]:
@@ -39,19 +78,25 @@ def find(root: str) -> list[FileBelow]:
     fs, path = storage.filesystem(root)
     if not fs.isdir(path):
         raise FileNotFoundError(root)
-    if isinstance(fs, LocalFileSystem):
-        found = _walk(path)
-    else:
-        listed = fs.find(path, detail=True).items()
-        found = ((name, int(info.get("size") or 0), True) for name, info in listed)
+    found = _walk(path) if isinstance(fs, LocalFileSystem) else _listed(fs, path)
     above = storage.named_like(root, path.rstrip("/") + "/")
-    named = ((storage.named_like(root, name), size, regular) for name, size, regular in found)
-    return sorted(FileBelow(uri, size, uri.removeprefix(above), ok) for uri, size, ok in named)
+    files = []
+    for name, size, regular, stamp in found:
+        uri = storage.named_like(root, name)
+        files.append(FileBelow(uri, size, uri.removeprefix(above), regular, stamp))
+    return sorted(files)
 
 
-def _walk(root: str) -> Iterator[tuple[str, int, bool]]:
-    """(path, bytes, whether it is a regular file). A folder that a link leads back to from below is
-    not entered again."""
+def _listed(fs: AbstractFileSystem, path: str) -> Iterator[tuple[str, int, bool, str]]:
+    """`_walk` of another filesystem, which has regular files alone."""
+    for name, info in fs.find(path, detail=True).items():
+        size, stamp = _about(fs, info)
+        yield name, size, True, stamp
+
+
+def _walk(root: str) -> Iterator[tuple[str, int, bool, str]]:
+    """(path, bytes, whether it is a regular file, stamp). A folder that a link leads back to
+    from below is not entered again."""
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(root, frozenset())]
     while waiting:
         folder, above = waiting.pop()
@@ -64,12 +109,13 @@ def _walk(root: str) -> Iterator[tuple[str, int, bool]]:
                 try:
                     about = entry.stat()
                 except OSError:  # a link that leads nowhere: reading it says so
-                    yield entry.path, 0, True
+                    yield entry.path, 0, True, ""
                     continue
                 if stat.S_ISDIR(about.st_mode):
                     waiting.append((entry.path, above))
                 else:
-                    yield entry.path, about.st_size, stat.S_ISREG(about.st_mode)
+                    regular = stat.S_ISREG(about.st_mode)
+                    yield entry.path, about.st_size, regular, str(about.st_mtime_ns)
 
 
 def expand(patterns: list[str]) -> list[FileInfo]:
@@ -94,10 +140,13 @@ def expand(patterns: list[str]) -> list[FileInfo]:
 def _matches(pattern: str) -> list[FileInfo]:
     """Files matching a pattern without braces, sorted by URI."""
     fs, path = storage.filesystem(pattern)
-    if fs.isfile(path):
-        matches = {path: fs.info(path)}
-    else:
-        matches = fs.glob(path, detail=True) if glob.has_magic(path) else {}
+    try:
+        info = storage.with_retries(pattern, lambda: fs.info(path))
+        matches = {path: info} if info["type"] == "file" else {}
+    except FileNotFoundError:
+        matches = {}
+    if not matches and glob.has_magic(path):
+        matches = storage.with_retries(pattern, lambda: fs.glob(path, detail=True))
     local = isinstance(fs, LocalFileSystem)
     files = []
     for name, info in matches.items():
@@ -106,7 +155,7 @@ def _matches(pattern: str) -> list[FileInfo]:
             continue
         if local and os.path.exists(name) and not os.path.isfile(name):
             raise CurateError(f"{uri}: not a regular file; narrow the pattern")
-        files.append(FileInfo(uri, int(info.get("size") or 0)))
+        files.append(FileInfo(uri, *_about(fs, info)))
     if not files and fs.isdir(path):
         raise CurateError(
             f"{pattern}: a folder; name its files, as in {storage.join(pattern, '*')}"

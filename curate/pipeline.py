@@ -22,6 +22,7 @@ from curate.pretraining.stage import pretrain, pretrain_on_target
 from curate.runfiles import accounts
 from curate.runfiles.files import RunFiles
 from curate.runfiles.fingerprint import fingerprint
+from curate.runfiles.lock import held
 from curate.runfiles.run import Run, remove
 from curate.runfiles.summary import Summary
 from curate.settings import RunSettings
@@ -34,6 +35,11 @@ def run(settings: RunSettings, *, fresh: bool = False) -> Summary:
     Raises CurateError where the run cannot be what the settings ask for.
     """
     _check(settings)
+    with held(settings.output):
+        return _run(settings, fresh)
+
+
+def _run(settings: RunSettings, fresh: bool) -> Summary:
     files = RunFiles(settings.output)
     seconds: dict[str, float] = {}
     trained_here = settings.encoder.pretrain_on_target is not None

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 import pyarrow as pa
@@ -30,7 +30,7 @@ from curate import disk
 from curate.errors import CurateError, one_line
 from curate.faults import Unavailable as Unavailable
 from curate.faults import UnfitFile as UnfitFile
-from curate.faults import is_full, is_web, retry_after_s
+from curate.faults import is_full, is_there_already, is_web, retry_after_s
 from curate.faults import is_lasting as is_lasting
 from curate.faults import is_local as is_local
 from curate.filesystems import filesystem as filesystem
@@ -92,6 +92,8 @@ def _patient(uri: str, act: Callable[[], T], patience_s: float, write: bool = Fa
 def _unavailable(uri: str, error: Exception) -> Unavailable:
     if isinstance(error, Unavailable):
         return error
+    if isinstance(error, FileNotFoundError) and error.__cause__:  # see is_lasting
+        return _unavailable(uri, cast(Exception, error.__cause__))
     return Unavailable(f"{public(uri)}: {type(error).__name__}: {one_line(error, 200)}")
 
 
@@ -166,16 +168,20 @@ def read_file(uri: str, max_bytes: int) -> bytes:
         if size > max_bytes:
             raise UnfitFile(too_large(size, max_bytes))
     if is_web(uri):
-        data = _stream(fs, path, max_bytes + 1)
+        data = streamed(fs, path, max_bytes + 1)
     else:
         data = _first_bytes(fs, path, max_bytes + 1)
     if len(data) > max_bytes:
-        raise UnfitFile(f"more than {max_bytes:,} bytes is over max_bytes {max_bytes}")
+        raise UnfitFile(more_than(max_bytes))
     return data
 
 
 def too_large(size: int, max_bytes: int) -> str:
     return f"{size:,} bytes is over max_bytes {max_bytes}"
+
+
+def more_than(max_bytes: int) -> str:
+    return f"more than {max_bytes:,} bytes is over max_bytes {max_bytes}"
 
 
 def _first_bytes(fs: fsspec.AbstractFileSystem, path: str, size: int) -> bytes:
@@ -189,7 +195,7 @@ def _first_bytes(fs: fsspec.AbstractFileSystem, path: str, size: int) -> bytes:
         raise
 
 
-def _stream(fs: fsspec.AbstractFileSystem, path: str, size: int) -> bytes:
+def streamed(fs: fsspec.AbstractFileSystem, path: str, size: int) -> bytes:
     """The first bytes from a server that may know no ranges."""
     data = bytearray()
     # Of a size that is given and blocks of none, fsspec makes one request, and a stream
@@ -258,13 +264,6 @@ def _create(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
         if fs.exists(path):
             raise FileExistsError(errno.EEXIST, "there already", path) from None
         fs.pipe_file(path, data)
-
-
-def is_there_already(error: Exception) -> bool:
-    """Whether a write was refused because there is a file: stores call it a failed condition."""
-    response = getattr(error.__cause__, "response", None) or {}
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return isinstance(error, FileExistsError) or status == 412
 
 
 @contextmanager

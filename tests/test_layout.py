@@ -26,6 +26,7 @@ ORDER = [
         "filesystems",
         "progress",
         "storage",
+        "web",
         "listing",
         "cluster",
         "settings",

@@ -16,6 +16,7 @@ from curate.evaluate.stage import labelled_sets
 from curate.pipeline import run
 from curate.pretraining.launch import trainings_at_once
 from curate.runfiles.files import ComparisonFiles, RunFiles
+from curate.runfiles.lock import held
 from curate.settings import ComparisonSettings, PretrainSettings, RunSettings
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,11 @@ def compare(settings: ComparisonSettings, *, fresh: bool = False) -> Comparison:
     Goes on where an earlier call was stopped. Returns what comparison.json holds.
     Raises CurateError where an arm cannot be what the settings ask for.
     """
+    with held(settings.output, "compare"):
+        return _compare(settings, fresh)
+
+
+def _compare(settings: ComparisonSettings, fresh: bool) -> Comparison:
     if fresh:
         for name in settings.targets:
             storage.remove_tree(storage.join(settings.output, name))

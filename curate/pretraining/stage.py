@@ -20,6 +20,7 @@ from curate.pretraining.probe import Probe
 from curate.pretraining.trainer import Trainer
 from curate.pretraining.worker import Job
 from curate.runfiles.files import RunFiles, TrainingFiles
+from curate.runfiles.lock import held
 from curate.runfiles.memo import Memo
 from curate.runfiles.summary import TrainingSummary
 from curate.settings import PretrainSettings, ProbeSettings, RunSettings, TrainingSettings
@@ -47,8 +48,11 @@ def pretrain(
     Raises CurateError where the training cannot be what the settings ask for.
     """
     chosen = settings.pretrain or PretrainSettings()
-    place = place or _inside("pretrain", RunFiles(settings.output).pretrain)
-    return _train(settings, chosen, chosen.data, place, fresh)
+    if place is not None:  # whoever says where holds the lock
+        return _train(settings, chosen, chosen.data, place, fresh)
+    with held(settings.output, "pretrain"):
+        place = _inside("pretrain", RunFiles(settings.output).pretrain)
+        return _train(settings, chosen, chosen.data, place, fresh)
 
 
 def pretrain_on_target(settings: RunSettings, *, fresh: bool = False) -> str:

@@ -73,6 +73,7 @@ class RunFiles(Folder):
     """One run, with all that may be made from it later; its folder is the config's `output`."""
 
     memo = Name("config.yaml")  # settings, versions, and what decides the embeddings
+    lock = Name("run.lock")  # of the driver that is at work
     plan = Name("plan.parquet")
     ledger = Name("ledger")
     weights = WEIGHTS  # of the encoder, which every worker loads

@@ -39,6 +39,7 @@ class ParquetSettings(SourceSettings):
     path_column: str | None = None  # where set, images are read from these paths instead
     key_column: str | None = None  # the row number where there is none
     label_column: str | None = None
+    allow_private: bool = False  # URLs of private networks are read too
 
 
 class UrlListSettings(SourceSettings):
@@ -49,6 +50,7 @@ class UrlListSettings(SourceSettings):
     url_column: str = "url"
     key_column: str | None = None
     label_column: str | None = None
+    allow_private: bool = False  # URLs of private networks are read too
 
 
 KINDS = ["image_folder", "webdataset", "parquet", "url_list"]

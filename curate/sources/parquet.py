@@ -46,7 +46,12 @@ def plan(source: ParquetSettings, unit_images: int) -> list[Unit]:
 
 def read(source: ParquetSettings, unit: Unit, max_bytes: int) -> Iterator[Item]:
     images = (_image_of(source, unit.uri, row, record) for row, record in _records(source, unit))
-    yield from read_files((within(image, max_bytes) for image in images), max_bytes)
+    yield from read_files(
+        (within(image, max_bytes) for image in images),
+        max_bytes,
+        allow_private=source.allow_private,
+        listed_in=unit.uri,
+    )
 
 
 def _row_groups(source: ParquetSettings, uri: str) -> list[int]:

@@ -42,7 +42,9 @@ def plan(source: UrlListSettings, unit_images: int) -> list[Unit]:
 
 
 def read(source: UrlListSettings, unit: Unit, max_bytes: int) -> Iterator[Item]:
-    yield from read_files(unit.items or (), max_bytes)
+    yield from read_files(
+        unit.items or (), max_bytes, allow_private=source.allow_private, listed_in=unit.uri
+    )
 
 
 def _rows(source: UrlListSettings, uri: str, text: str, delimiter: str) -> list[Item]:

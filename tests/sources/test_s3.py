@@ -148,10 +148,22 @@ def test_storage(bucket: str) -> None:
     for data in (b"", b"0123456789"):
         storage.write_bytes(uri, data)
         assert storage.read_file(uri, 10) == data
+    assert not storage.create_bytes(uri, b"other") and storage.read_bytes(uri) == b"0123456789"
+    new = f"{bucket}/a/b/new"
+    assert storage.create_bytes(new, b"first") and not storage.create_bytes(new, b"second")
+    first = listing.stamp_of(new)
+    (found,) = listing.expand([f"{bucket}/a/b/n*"])
+    assert (found.size, found.stamp) == first and len(first[1]) == 32
+    with storage.open_whole(new) as stream:
+        stream.write(b"later")
+        assert listing.stamp_of(new) == first
+    assert storage.read_bytes(new) == b"later" and listing.stamp_of(new) != first
     with pytest.raises(storage.UnfitFile, match="more than 9 bytes is over max_bytes 9"):
         storage.read_file(uri, 9)
     storage.remove_tree(f"{bucket}/a")
     assert not storage.exists(uri)
+    with pytest.raises(FileNotFoundError):
+        listing.stamp_of(uri)
 
 
 def test_what_is_not_there(bucket: str) -> None:

@@ -193,5 +193,6 @@ def test_lines_that_name_no_file(tmp_path: Path) -> None:
     assert [item.error for item in items] == ["not a regular file"] * 2
 
 
-def test_a_server_that_is_not_there() -> None:
+def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "READ_PATIENCE_S", 0.1)
     assert "127.0.0.1:9" in error_of("url_list", "http://127.0.0.1:9/list.txt")
