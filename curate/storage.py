@@ -18,7 +18,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -275,16 +275,20 @@ def open_whole(uri: str) -> Iterator[BinaryIO]:
     """
     fs, path = filesystem(uri)
     local = isinstance(fs, LocalFileSystem)
-    try:
-        with disk.scratch(path) if local else _elsewhere() as scratch:
-            with open(scratch, "wb") as file:
-                yield file
-            move = partial(os.replace if local else fs.put_file, scratch, path)
-            _own_write(uri, move)
-    except OSError as error:
-        if is_full(error):
+    with ExitStack() as opened:
+        try:
+            scratch = opened.enter_context(disk.scratch(path) if local else _elsewhere())
+            file = opened.enter_context(open(scratch, "wb"))
+        except OSError as error:
             raise _unwritable(uri, error) from error
-        raise
+        try:
+            yield file
+            file.close()
+        except OSError as error:
+            if is_full(error):
+                raise _unwritable(uri, error) from error
+            raise
+        _own_write(uri, partial(os.replace if local else fs.put_file, scratch, path))
 
 
 @contextmanager
