@@ -29,7 +29,7 @@ def is_local(uri: str) -> bool:
 
 
 def is_web(uri: str) -> bool:
-    return uri.startswith(("http://", "https://"))
+    return uri[:8].lower().startswith(("http://", "https://"))
 
 
 def is_lasting(error: Exception, uri: str) -> bool:
@@ -43,7 +43,9 @@ def is_lasting(error: Exception, uri: str) -> bool:
         return not (is_web(uri) and isinstance(cause, Exception)) or is_lasting(cause, uri)
     if isinstance(error, CurateError | UnfitFile | IsADirectoryError | NotADirectoryError):
         return True
-    if isinstance(error, FileExistsError | aiohttp.TooManyRedirects | aiohttp.InvalidURL):
+    if isinstance(error, FileExistsError | aiohttp.TooManyRedirects):
+        return True
+    if isinstance(error, aiohttp.InvalidURL | aiohttp.NonHttpUrlClientError):
         return True
     if isinstance(error, aiohttp.ClientResponseError):
         return 400 <= error.status < 500 and error.status not in LATER

@@ -15,9 +15,11 @@ from curate.errors import CurateError, one_line
 from curate.faults import is_local, is_web
 from curate.privacy import public
 
-# Of an HTTP server: seconds to connect, and seconds without a byte. aiohttp's own limit is five
-# minutes for a whole file, too long for a dead server and too short for a large tar.
-HTTP_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=30)
+# Of an HTTP server. aiohttp's own limit is five minutes for a whole file, too long for a dead
+# server and too short for a large tar.
+CONNECT_S = 15
+SILENT_S = 30  # without a byte
+HTTP_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENT_S)
 # botocore tries five times, and s3fs five times that; with ours around them, two of each will do
 S3_TRIES = 2
 
