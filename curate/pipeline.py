@@ -137,11 +137,11 @@ def _finished(one: _Begun) -> Summary:
     settings, files = this.settings, this.files
     assert one.found is not None and one.selection is not None
     with _timed(seconds, "manifest"):
-        table = coreset.write_manifest(files.manifest, settings.coreset, one.found, one.selection)
+        chosen = coreset.write_manifest(files.manifest, settings.coreset, one.found, one.selection)
         manifest.write_rounds(files.rounds, one.selection.rounds)
 
-    counts = one.counts.selecting(manifest.by_source(table))
-    accounts.check(counts, len(table))
+    counts = one.counts.selecting(chosen)
+    accounts.check(counts, len(one.selection.position))
     images = one.embedded_now
     summary = Summary(
         sources=counts,

@@ -18,7 +18,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -97,7 +97,7 @@ def _unavailable(uri: str, error: Exception) -> Unavailable:
     return Unavailable(f"{public(uri)}: {type(error).__name__}: {one_line(error, 200)}")
 
 
-def _own_read(uri: str, read: Callable[[], T]) -> T:
+def own_read(uri: str, read: Callable[[], T]) -> T:
     """Of a file of the run's: what does not come within OWN_PATIENCE_S is a CurateError."""
     try:
         return _patient(uri, read, OWN_PATIENCE_S)
@@ -137,7 +137,7 @@ def folders_in(folder: str) -> set[str]:
 
 def exists(uri: str) -> bool:
     fs, path = filesystem(uri)
-    return _own_read(uri, lambda: bool(fs.exists(path)))
+    return own_read(uri, lambda: bool(fs.exists(path)))
 
 
 def names_in(folder: str) -> set[str]:
@@ -149,7 +149,7 @@ def sizes_in(folder: str) -> dict[str, int]:
     """Base name → bytes of the files in a folder; empty where the folder is missing."""
     fs, path = filesystem(folder)
     try:
-        found = _own_read(folder, lambda: fs.ls(path, detail=True))
+        found = own_read(folder, lambda: fs.ls(path, detail=True))
     except FileNotFoundError:
         return {}
     return {
@@ -161,7 +161,7 @@ def sizes_in(folder: str) -> dict[str, int]:
 
 def read_bytes(uri: str) -> bytes:
     fs, path = filesystem(uri)
-    return _own_read(uri, lambda: bytes(fs.cat_file(path)))
+    return own_read(uri, lambda: bytes(fs.cat_file(path)))
 
 
 def read_json(uri: str) -> Any:
@@ -290,16 +290,20 @@ def open_whole(uri: str) -> Iterator[BinaryIO]:
     """
     fs, path = filesystem(uri)
     local = isinstance(fs, LocalFileSystem)
-    try:
-        with disk.scratch(path) if local else _elsewhere() as scratch:
-            with open(scratch, "wb") as file:
-                yield file
-            move = partial(os.replace if local else fs.put_file, scratch, path)
-            _own_write(uri, move)
-    except OSError as error:
-        if is_full(error):
+    with ExitStack() as opened:
+        try:
+            scratch = opened.enter_context(disk.scratch(path) if local else _elsewhere())
+            file = opened.enter_context(open(scratch, "wb"))
+        except OSError as error:
             raise _unwritable(uri, error) from error
-        raise
+        try:
+            yield file
+            file.close()
+        except OSError as error:
+            if is_full(error):
+                raise _unwritable(uri, error) from error
+            raise
+        _own_write(uri, partial(os.replace if local else fs.put_file, scratch, path))
 
 
 @contextmanager
@@ -321,7 +325,7 @@ def remove_tree(uri: str) -> None:
         if fs.exists(path):
             fs.rm(path, recursive=True)
 
-    _own_read(uri, remove)
+    own_read(uri, remove)
 
 
 @contextmanager

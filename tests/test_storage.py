@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import http.server
 import os
 import socket
 import struct
@@ -19,6 +18,7 @@ import pytest
 
 from curate import listing, storage
 from curate.errors import CurateError
+from tests.servers import Handler, Server
 
 
 @pytest.fixture(params=["local", "file", "memory"])
@@ -187,9 +187,7 @@ class Faults:
         self.headers: dict[str, str] = {}
         outer = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Answers(Handler):
             def do_GET(self) -> None:
                 outer.asked += 1
                 answer = outer.answers.pop(0) if outer.answers else 200
@@ -210,17 +208,8 @@ class Faults:
 
             do_HEAD = do_GET
 
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, args=[0.02], daemon=True).start()
-        self.uri = f"http://127.0.0.1:{self.server.server_port}/file"
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        self.server = Server(Answers)
+        self.uri = f"{self.server.url}/file"
 
 
 @pytest.fixture
@@ -228,7 +217,7 @@ def faults(monkeypatch: pytest.MonkeyPatch) -> Iterator[Faults]:
     monkeypatch.setattr(storage, "RETRY_PAUSE_S", 0.01)
     server = Faults()
     yield server
-    server.close()
+    server.server.end()
 
 
 @pytest.mark.parametrize("fault", [500, 503, 429, 408, 425, "reset", "cut"])

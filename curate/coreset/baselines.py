@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from curate.cluster import over_tasks
 from curate.coreset.rounds import Selection
-from curate.runfiles.shards import Shard, read_columns
+from curate.runfiles import columns
+from curate.runfiles.shards import Shard
 
 SHARDS_AT_ONCE = 64  # that one task opens for their labels
 
@@ -35,7 +36,7 @@ def _labelled(shards: list[Shard], labels: list[str]) -> NDArray[np.int64]:
     wanted = pa.array(labels, pa.string())
     found = [np.empty(0, np.int64)]
     for shard in shards:
-        is_in = pc.is_in(read_columns(shard.uri)["label"], value_set=wanted)
+        is_in = pc.is_in(columns.read(shard.uri, ["label"])["label"], value_set=wanted)
         rows = np.flatnonzero(is_in.to_numpy())
         rows = rows[(rows >= shard.start) & (rows < shard.start + shard.rows)]
         found.append(rows - shard.start + shard.first)

@@ -5,89 +5,17 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
-from numpy.typing import NDArray
 
 from curate import storage
-from curate.cluster import over_tasks
+from curate.coreset import manifest_rows
 from curate.coreset.rounds import Round, Selection
 from curate.errors import CurateError, one_line
-from curate.runfiles import shards
 from curate.runfiles.shards import Shard
 from curate.storage import Document
-
-SCHEMA = pa.schema(
-    {
-        "source": pa.string(),
-        **shards.IMAGE_FIELDS,
-        "centroid": pa.int32(),
-        "round": pa.int32(),
-        "similarity": pa.float64(),
-        "position": pa.int64(),  # in plan order, among the embedded images of the open set
-    }
-)
-ROW_GROUP_ROWS = 65_536
-_IMAGE_COLUMNS = ["source", *shards.IMAGE_FIELDS]
-SHARDS_AT_ONCE = 64  # that one task opens for their rows
-
-
-def of_selection(shard_list: list[Shard], sources: list[str], selection: Selection) -> pa.Table:
-    """The manifest of a selection, in its order: by (round, centroid), a baseline's by plan.
-
-    sources: the name of each shard's source.
-    """
-    order = np.argsort(selection.position, kind="stable")
-    table = rows_at(shard_list, sources, selection.position[order])
-    table = table.take(pa.array(np.argsort(order)))
-    for name in ("centroid", "round", "similarity", "position"):
-        kind, values = SCHEMA.field(name).type, getattr(selection, name)
-        column = pa.nulls(len(table), kind) if values is None else pa.array(values, kind)
-        table = table.append_column(name, column)
-    return table.cast(SCHEMA)
-
-
-def by_source(table: pa.Table) -> dict[str, int]:
-    """Images of each source in a manifest."""
-    return {pair["values"]: pair["counts"] for pair in table["source"].value_counts().to_pylist()}
-
-
-def rows_at(shard_list: list[Shard], sources: list[str], positions: NDArray[np.int64]) -> pa.Table:
-    """What the shards know of the images at `positions`, which must be sorted."""
-    firsts = np.array([shard.first for shard in shard_list], np.int64)
-    which = np.searchsorted(firsts, positions, side="right") - 1
-    bounds = np.flatnonzero(np.diff(which, prepend=-1, append=-1))
-    wanted = []
-    for low, high in pairwise(bounds):
-        shard = shard_list[which[low]]
-        rows = positions[low:high] - shard.first + shard.start
-        wanted.append((shard.uri, sources[which[low]], rows))
-    parts = over_tasks(_read_rows, wanted, SHARDS_AT_ONCE)
-    return pa.concat_tables([SCHEMA.empty_table().select(_IMAGE_COLUMNS), *parts])
-
-
-@ray.remote
-def _read_rows(wanted: list[tuple[str, str, NDArray[np.int64]]]) -> pa.Table:
-    parts = []
-    for uri, source, rows in wanted:
-        table = shards.read_columns(uri).take(pa.array(rows))
-        columns = {"source": pa.array([source] * len(rows), pa.string())}
-        for name, kind in shards.IMAGE_FIELDS.items():
-            if name in table.column_names:
-                columns[name] = pc.cast(table[name].combine_chunks(), kind)
-            elif name == "key":  # the embeddings of others may have none
-                columns[name] = pa.array([str(row) for row in rows], pa.string())
-            elif name == "row":
-                columns[name] = pa.array(rows, kind)
-            else:
-                columns[name] = pa.nulls(len(rows), kind)
-        parts.append(pa.table(columns))
-    return pa.concat_tables(parts)
 
 
 def read(uri: str, columns: list[str], fingerprint: str | None = None) -> pa.Table:
@@ -141,13 +69,19 @@ def _about(table: pq.ParquetFile) -> Document:
         return {}
 
 
-def write(uri: str, table: pa.Table, about: Document) -> None:
-    """`about` goes into the footer as JSON, under the key `curate`.
+def write(
+    uri: str, shard_list: list[Shard], sources: list[str], selection: Selection, about: Document
+) -> dict[str, int]:
+    """The manifest of a selection, in its order: by (round, centroid), a baseline's by plan.
+    Returns its images by source.
 
-    The same table and `about` give the same bytes.
+    sources: the name of each shard's source. `about` goes into the footer as JSON, under the key
+    `curate`. The same selection and `about` give the same bytes.
     """
     note = {b"curate": json.dumps(about, sort_keys=True).encode()}
-    _write_parquet(uri, table.combine_chunks().replace_schema_metadata(note))
+    return manifest_rows.write(
+        uri, shard_list, sources, selection, manifest_rows.SCHEMA.with_metadata(note)
+    )
 
 
 def write_rounds(uri: str, rounds: list[Round]) -> None:
@@ -167,5 +101,5 @@ def write_rounds(uri: str, rounds: list[Round]) -> None:
 
 def _write_parquet(uri: str, table: pa.Table) -> None:
     file = io.BytesIO()
-    pq.write_table(table, file, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    pq.write_table(table, file, compression="zstd", row_group_size=manifest_rows.ROW_GROUP_ROWS)
     storage.write_bytes(uri, file.getvalue())

@@ -12,7 +12,7 @@ from curate.cluster import over_tasks
 from curate.coreset import manifest
 from curate.coreset.on_ray import Limits, select
 from curate.errors import CurateError
-from curate.runfiles import shards
+from curate.runfiles import columns, shards
 from curate.runfiles.shards import Shard
 
 log = logging.getLogger(__name__)
@@ -59,24 +59,26 @@ def select_files(
     )
     # An embedding file of another's making names no source; its own name stands for it
     names = [shard.uri.rpartition("/")[2] for shard in shard_list]
-    table = manifest.of_selection(shard_list, names, selection)
+    images = len(selection.position)
     manifest.write(
         output,
-        table,
+        shard_list,
+        names,
+        selection,
         {
             "curate": __version__,
             "method": "simcore",
             "coreset": {"tau": tau, "reference_round": reference_round, "budget": budget},
-            "selected": len(table),
+            "selected": images,
             "stopped_because": selection.stopped_because,
         },
     )
     return (
-        f"{len(table):,} of {first:,} images in {len(selection.rounds):,} rounds, stopped by: "
+        f"{images:,} of {first:,} images in {len(selection.rounds):,} rounds, stopped by: "
         f"{selection.stopped_because}, {time.monotonic() - start:.1f} s: {output}"
     )
 
 
 @ray.remote
 def _count(uris: list[str]) -> list[int]:
-    return [shards.count_rows(uri) for uri in uris]
+    return [columns.count_rows(uri) for uri in uris]

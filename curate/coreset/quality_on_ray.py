@@ -24,9 +24,10 @@ from curate.coreset import manifest
 from curate.coreset.quality import Quality, quality
 from curate.coreset.stage import embedded
 from curate.errors import CurateError
+from curate.runfiles import columns
 from curate.runfiles.files import RunFiles
 from curate.runfiles.run import Embedded, Run
-from curate.runfiles.shards import Shard, read_columns, read_embeddings
+from curate.runfiles.shards import Shard, read_embeddings
 
 SHARDS_AT_ONCE = 16  # that one task opens
 ROWS_AT_ONCE = 1024  # × 10,000 target images of float32 is 40 MB
@@ -114,7 +115,7 @@ def survey(shards: list[Shard], wanted: Wanted) -> Surveyed:
     near: list[NDArray[np.float32]] = []
     near_sample: list[NDArray[np.float32]] = []
     for shard in shards:
-        images = read_columns(shard.uri)
+        images = columns.read(shard.uri, ["label", "uri"])
         named = images["label"].to_pylist()
         labels.update(named)
         low, own = _within(shard, wanted.selected)

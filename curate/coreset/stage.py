@@ -116,12 +116,11 @@ def _baseline(coreset: CoresetSettings, found: Embedded) -> Selection:
 
 def write_manifest(
     uri: str, coreset: CoresetSettings, found: Embedded, selection: Selection
-) -> pa.Table:
-    """The coreset as Parquet; returns its rows."""
-    table = manifest.of_selection(found.open, found.open_sources, selection)
+) -> dict[str, int]:
+    """The coreset as Parquet; returns its images by source, as they were written."""
     about = {"curate": __version__, "fingerprint": found.fingerprint}
-    manifest.write(uri, table, {**about, **outcome(coreset, selection).to_json()})
-    return table
+    about |= outcome(coreset, selection).to_json()
+    return manifest.write(uri, found.open, found.open_sources, selection, about)
 
 
 def outcome(coreset: CoresetSettings, selection: Selection) -> Outcome:

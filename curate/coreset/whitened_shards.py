@@ -18,7 +18,7 @@ from curate import storage
 from curate.cluster import over_tasks
 from curate.coreset.whitening import Moments, Whitening
 from curate.errors import CurateError
-from curate.runfiles import shards
+from curate.runfiles import columns, shards
 from curate.runfiles.files import RunFiles
 from curate.runfiles.memo import Memo
 from curate.runfiles.run import Embedded
@@ -64,6 +64,6 @@ def _write(group: list[Shard], whitening: Whitening, files: RunFiles) -> None:
         blocks: list[NDArray[np.float16]] = [
             whitening(block) for block in shards.read_embeddings(shard)
         ]
-        images: pa.Table = shards.read_columns(shard.uri)
+        images: pa.Table = columns.read(shard.uri)
         table = shards.table_of(images, np.concatenate(blocks))
         shards.write_arrow(files.whitened_shard(shard.uri), table)

@@ -42,6 +42,7 @@ REJECT_SCHEMA = pa.schema(
     }
 )
 
+EMBEDDINGS = "embeddings are a float matrix (N, D)"
 ROWS_AT_ONCE = 65_536  # of a Parquet file; Arrow and .npy are mapped, or read whole
 
 
@@ -151,19 +152,6 @@ def read_arrow(uri: str) -> pa.Table:
         raise CurateError(f"{uri}: not an Arrow IPC file: {one_line(error, 160)}") from error
 
 
-def count_rows(uri: str) -> int:
-    """Rows of embeddings in a file of any of the formats."""
-    if uri.endswith(".npy"):
-        return len(_npy(uri))
-    if uri.endswith(".parquet"):
-        with storage.open_seekable(uri) as file:
-            try:
-                return int(pq.read_metadata(file).num_rows)
-            except pa.ArrowException as error:
-                raise CurateError(f"{uri}: not a Parquet file: {one_line(error)}") from error
-    return int(read_arrow(uri).num_rows)
-
-
 def read_embeddings(shard: Shard) -> Iterator[NDArray[np.floating]]:
     """The shard's embeddings as blocks (n, D), in order, in the type in which they are stored."""
     if shard.uri.endswith(".npy"):
@@ -176,23 +164,8 @@ def read_embeddings(shard: Shard) -> Iterator[NDArray[np.floating]]:
             yield _matrix(shard.uri, batch.column(0))
 
 
-def read_columns(uri: str) -> pa.Table:
-    """Everything in a shard but its embeddings."""
-    if uri.endswith(".npy"):
-        return pa.table({"row": pa.array(np.arange(count_rows(uri)))})
-    if uri.endswith(".parquet"):
-        with storage.open_seekable(uri) as file:
-            table = pq.ParquetFile(file)
-            names = [name for name in table.schema_arrow.names if name != "embedding"]
-            if names:
-                return table.read(names)
-            return pa.table({"row": pa.array(np.arange(table.metadata.num_rows))})
-    table = read_arrow(uri)
-    return table.drop_columns(["embedding"]) if "embedding" in table.column_names else table
-
-
 def _npy(uri: str) -> NDArray[np.floating]:
-    return read_npy(uri, "embeddings are a float matrix (N, D)")
+    return read_npy(uri, EMBEDDINGS)
 
 
 def read_npy(uri: str, expected: str) -> NDArray[np.floating]:

@@ -44,7 +44,8 @@ def _read_one_file(
     elif items[0].row is not None and _is_table(uri, source):
         yield from _read_rows(uri, items, source, max_bytes)
     else:
-        yield from read_files(items, max_bytes)
+        allow_private = getattr(source, "allow_private", True)
+        yield from read_files(items, max_bytes, allow_private=allow_private)
 
 
 def _is_table(uri: str, source: SourceSettings | None) -> bool:

@@ -16,7 +16,8 @@ from curate.coreset import on_ray, passes
 from curate.coreset.candidates import Candidates, Floor
 from curate.coreset.on_ray import Limits, Wanted, select, select_all
 from curate.errors import CurateError
-from curate.runfiles.shards import Shard, count_rows
+from curate.runfiles.columns import count_rows
+from curate.runfiles.shards import Shard
 from tests.oracles import brute_force_rounds, same_selection, unit_rows
 
 pytestmark = pytest.mark.usefixtures("ray_session")

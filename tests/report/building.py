@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +94,9 @@ def _select(run: Run) -> None:
     if centres is not None:
         stage.save_centroids(files.centroids, centres)
     selection = stage.choose(coreset, found, centres)
-    table = stage.write_manifest(files.manifest, coreset, found, selection)
+    selected = stage.write_manifest(files.manifest, coreset, found, selection)
     manifest.write_rounds(files.rounds, selection.rounds)
-    counts = run.counts().selecting(Counter(table["source"].to_pylist()))
+    counts = run.counts().selecting(selected)
     seconds = {"embed": 1.5, "select": 0.5}
     summary = Summary(counts, stage.outcome(coreset, selection), seconds)
     storage.write_json(files.summary, summary.to_json())

@@ -120,7 +120,7 @@ def test_single_files(root: str) -> None:
 def test_single_files_and_tables_over_http(site: tuple[str, type[_Site]]) -> None:
     address, handler = site
     handler.files["list.txt"] = "\n".join(f"{address}/{name}" for name in IMAGES).encode()
-    check(read("url_list", f"{address}/list.txt"))
+    check(read("url_list", f"{address}/list.txt", allow_private=True))
     check(read("parquet", f"{address}/t.parquet"), set=source("parquet", f"{address}/t.parquet"))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from curate import storage
-from curate.sources import Item, plan_source
+from curate.sources import Item, base, plan_source
 from curate.sources.base import read_files
 from tests.imagery import jpeg, tar
 from tests.sources.reading import error_of, parquet, read, source, write
@@ -126,6 +126,7 @@ class _Site(http.server.BaseHTTPRequestHandler):
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(storage, "RETRY_PAUSE_S", 0.01)
     monkeypatch.setattr(storage, "READ_PATIENCE_S", 0.1)
+    monkeypatch.setattr(base, "FIRST_PATIENCE_S", 0.1)
     handler = type("Site", (_Site,), {"files": dict(IMAGES), "tries": {}})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
@@ -142,7 +143,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_http_in_order_with_what_fails(site: str) -> None:
-    items = read("url_list", f"{site}/list.txt")
+    items = read("url_list", f"{site}/list.txt", allow_private=True)
     by_name = {item.key.removeprefix(site + "/"): item for item in items}
     assert [item.key for item in items] == sorted(item.key for item in items)
     assert {name: by_name[name].data for name in IMAGES} == IMAGES
@@ -191,6 +192,27 @@ def test_lines_that_name_no_file(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("pipe.jpg\n/dev/zero\n")
     items = read("url_list", str(tmp_path / "list.txt"))
     assert [item.error for item in items] == ["not a regular file"] * 2
+
+
+def test_lines_that_nobody_allowed(site: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(IMAGES["01.jpg"])
+    lines = [f"{site}/01.jpg", str(tmp_path / "a.jpg"), "sftp://h/a.jpg"]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    write("memory://lists", {"list.txt": "\n".join(lines).encode()})
+    private = "private address 127.0.0.1; set allow_private: true on the source"
+    unknown = "no scheme to read images by: sftp"
+    for place, local in (
+        (str(tmp_path), None),
+        ("memory://lists", "a local path, in a list that is not local"),
+    ):
+        items = {item.key: item.error for item in read("url_list", f"{place}/list.txt")}
+        assert items == dict(zip(lines, (private, local, unknown), strict=True))
+    table = parquet({"path": lines})
+    write("memory://lists", {"t.parquet": table})
+    items_ = read("parquet", "memory://lists/t.parquet", path_column="path")
+    assert [item.error for item in items_] == [private, local, unknown]
+    allowed = read("parquet", "memory://lists/t.parquet", path_column="path", allow_private=True)
+    assert allowed[0].data == IMAGES["01.jpg"]
 
 
 def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

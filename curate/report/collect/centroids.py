@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from curate.coreset import manifest
+from curate.coreset import manifest_rows
 from curate.report.collect import sampling
 from curate.report.collect.files import ImageRow, Manifest, image_rows
 from curate.report.collect.sampling import spread
@@ -39,7 +39,7 @@ def _nearest(subject: Subject, centres: NDArray[np.float32]) -> list[list[Tile]]
     positions = sampling.nearest(targets, centres, BESIDE)
     wanted = np.unique(positions)
     sources = [subject.run.settings.target.name] * len(targets)
-    rows = image_rows(manifest.rows_at(targets, sources, wanted))
+    rows = image_rows(manifest_rows.rows_at(targets, sources, wanted))
     tile_at = dict(zip(wanted.tolist(), subject.tiles.of_target(rows), strict=True))
     return [[tile_at[position] for position in one] for one in positions.tolist()]
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from curate.cluster import over_tasks
 from curate.errors import CurateError
-from curate.runfiles import shards
+from curate.runfiles import columns, shards
 from curate.runfiles.shards import Shard
 
 SHARDS_READ = 64  # of one set, at most
@@ -140,7 +140,7 @@ def _labels(group: list[Shard]) -> Labels:
     found: Labels = Counter()
     for shard in group:
         try:
-            found += count_labels(shards.read_columns(shard.uri))
+            found += count_labels(columns.read(shard.uri, ["label"]))
         except (CurateError, KeyError) as error:
             raise shards.not_of_this_run(shard.uri, error) from error
     return found
