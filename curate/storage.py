@@ -131,7 +131,7 @@ def folders_in(folder: str) -> set[str]:
         except FileNotFoundError:
             return []
 
-    found = _own_read(folder, listed)
+    found = own_read(folder, listed)
     return {posixpath.basename(i["name"].rstrip("/")) for i in found if i["type"] == "directory"}
 
 
