@@ -163,3 +163,18 @@ def _matches(pattern: str) -> list[FileInfo]:
     if not files:
         raise CurateError(f"{pattern}: matches no file; check the path")
     return sorted(files)
+
+
+def folders_in(folder: str) -> set[str]:
+    """Base names of the folders in a folder; none where it is missing."""
+    fs, path = storage.filesystem(folder)
+
+    def listed() -> list[Any]:
+        fs.invalidate_cache(path)
+        try:
+            return list(fs.ls(path, detail=True))
+        except FileNotFoundError:
+            return []
+
+    found = own_read(folder, listed)
+    return {posixpath.basename(i["name"].rstrip("/")) for i in found if i["type"] == "directory"}

@@ -120,21 +120,6 @@ def _unwritable(uri: str, error: Exception) -> CurateError:
     )
 
 
-def folders_in(folder: str) -> set[str]:
-    """Base names of the folders in a folder; none where it is missing."""
-    fs, path = filesystem(folder)
-
-    def listed() -> list[Any]:
-        fs.invalidate_cache(path)
-        try:
-            return list(fs.ls(path, detail=True))
-        except FileNotFoundError:
-            return []
-
-    found = own_read(folder, listed)
-    return {posixpath.basename(i["name"].rstrip("/")) for i in found if i["type"] == "directory"}
-
-
 def exists(uri: str) -> bool:
     fs, path = filesystem(uri)
     return own_read(uri, lambda: bool(fs.exists(path)))

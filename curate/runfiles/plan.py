@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from curate import storage
+from curate import listing, storage
 from curate.errors import CurateError, one_line
 from curate.runfiles.files import PlanFiles, RunFiles
 from curate.settings import RunSettings, SourceSettings
@@ -151,7 +151,7 @@ def remove_others(run: RunFiles, kept: Plan) -> None:
 
 
 def _numbers(run: RunFiles) -> list[int]:
-    return sorted(int(name) for name in storage.folders_in(run.plans) if name.isdigit())
+    return sorted(int(name) for name in listing.folders_in(run.plans) if name.isdigit())
 
 
 def read(files: PlanFiles) -> Plan:

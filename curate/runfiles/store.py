@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 import ray
 
-from curate import storage
+from curate import listing, storage
 from curate.cluster import over_tasks
 from curate.errors import CurateError
 from curate.runfiles import plan
@@ -36,7 +36,7 @@ def enter(settings: RunSettings, fingerprint: Inputs) -> EmbeddingFiles:
     files = store.embeddings(key(fingerprint))
     made_from = Memo(files.made_from)
     if made_from.read() is None:
-        others = storage.folders_in(store.folder) - {store.users.rpartition("/")[2]}
+        others = listing.folders_in(store.folder) - {store.users.rpartition("/")[2]}
         if others:
             log.info("store %s: of %d other encoders, none yet of this", store.folder, len(others))
         made_from.write(fingerprint)
@@ -73,8 +73,8 @@ def prune(folder: str, *, remove: bool) -> Unused:
             wanted.setdefault(encoder, set()).update(digests)
     asked = [
         (encoder, group)
-        for encoder in sorted(storage.folders_in(folder) - {store.users.rpartition("/")[2]})
-        for group in sorted(storage.folders_in(store.embeddings(encoder).shards))
+        for encoder in sorted(listing.folders_in(folder) - {store.users.rpartition("/")[2]})
+        for group in sorted(listing.folders_in(store.embeddings(encoder).shards))
     ]
     found = over_tasks(_unused, asked, GROUPS_AT_ONCE, store, wanted, remove)
     pairs = [pair for group in found for pair in group]
