@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import posixpath
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -176,5 +177,5 @@ def folders_in(folder: str) -> set[str]:
         except FileNotFoundError:
             return []
 
-    found = own_read(folder, listed)
+    found = storage.own_read(folder, listed)
     return {posixpath.basename(i["name"].rstrip("/")) for i in found if i["type"] == "directory"}
