@@ -82,7 +82,7 @@ class Run:
             raise
         versions = {"curate": __version__, "python": platform.python_version()}
         versions |= {package: version(package) for package in PACKAGES}
-        memo.write(fingerprint, settings=settings.model_dump(mode="json"), versions=versions)
+        memo.write(fingerprint, settings=load.as_written(settings), versions=versions)
         plan.remove_others(files, now)
         store.enter(settings, fingerprint)
         return Run(files, settings, fingerprint, versions)
