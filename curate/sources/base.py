@@ -55,7 +55,9 @@ def within(item: Item, max_bytes: int) -> Item:
 
 def missing_column(uri: str, setting: str, column: str, columns: Sequence[str]) -> CurateError:
     known = (
-        f"set {setting} to one of {', '.join(columns)}" if columns else "it has no columns at all"
+        f"set {setting} to one of {one_line(', '.join(columns))}"
+        if columns
+        else "it has no columns at all"
     )
     return CurateError(f"{uri}: no column {column!r}; {known}")
 

@@ -195,5 +195,6 @@ def _file_of(
     if found is not None and found.isfile():
         return found
     if member.issym() or member.islnk():
-        return f"a link to {names.escaped(member.linkname)}, which is no file of the archive"
+        link = one_line(names.escaped(member.linkname), 200)
+        return f"a link to {link}, which is no file of the archive"
     return "not a regular file"
