@@ -11,16 +11,15 @@ from __future__ import annotations
 import argparse
 import shutil
 import tempfile
-import threading
 import time
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from peak import Peak
 
 from curate import cluster
 from curate.coreset import manifest
@@ -52,31 +51,6 @@ def make(folder: str, number: int) -> str:
     uri = f"{folder}/part-{number:06d}.arrow"
     shards.write_arrow(uri, shards.table_of(table, np.zeros((SHARD_ROWS, WIDTH), np.float16)))
     return uri
-
-
-class Peak:
-    """Memory of this process while the block runs, above what it was before: MB, all of it, and
-    without the pages that it shares with Ray's store."""
-
-    def __enter__(self) -> Peak:
-        self.process, self.ended = psutil.Process(), threading.Event()
-        self.before, self.most = self._now(), (0.0, 0.0)
-        self.thread = threading.Thread(target=self._watch)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        self.thread.join()
-
-    def _now(self) -> tuple[float, float]:
-        memory = self.process.memory_info()
-        return memory.rss / 1e6, (memory.rss - memory.shared) / 1e6
-
-    def _watch(self) -> None:
-        while not self.ended.wait(0.02):
-            above = [now - before for now, before in zip(self._now(), self.before, strict=True)]
-            self.most = (max(self.most[0], above[0]), max(self.most[1], above[1]))
 
 
 def selection_of(total: int, rows: int) -> Selection:

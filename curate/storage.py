@@ -114,10 +114,8 @@ def _own_write(uri: str, write: Callable[[], T]) -> T:
 
 def _unwritable(uri: str, error: Exception) -> CurateError:
     reason = error.__cause__ if isinstance(error, Unavailable) and error.__cause__ else error
-    return CurateError(
-        f"{public(uri)}: cannot be written ({one_line(reason)}); "
-        "choose another output or free the place"
-    )
+    what = f"{public(uri)}: cannot be written ({one_line(reason)})"
+    return CurateError(f"{what}; choose another output or free the place")
 
 
 def exists(uri: str) -> bool:

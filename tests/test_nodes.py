@@ -37,3 +37,18 @@ def test_node_removed_mid_embedding_gives_the_same_manifest(tmp_path, ray_sessio
     assert "lost a node with units left" in result.stdout
     manifests = [tmp_path / name / "coreset.parquet" for name in ("alone", "run")]
     assert manifests[0].read_bytes() == manifests[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_the_pool_follows_the_clusters_gpus() -> None:
+    """It waits for the first one, without failing, uses those that come, and outlives their loss."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.grow_a_cluster"],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": "", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "followed 240 rows" in result.stdout
