@@ -11,6 +11,7 @@ from dataclasses import asdict
 
 from curate import __version__
 from curate.errors import CurateError, one_line
+from curate.privacy import public_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,11 +20,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(options, options.command)
 
 
+class _Public(logging.Formatter):
+    """Lines without the secrets of their URLs."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return public_text(super().format(record))
+
+
 def guarded(options: argparse.Namespace, command: Command) -> int:
     """Run a command; a failure is one line on stderr, a traceback only with --debug."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Public("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     for noisy in ("httpx", "huggingface_hub", "timm", "botocore", "aiobotocore", "faiss"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if not options.verbose:
@@ -33,7 +41,7 @@ def guarded(options: argparse.Namespace, command: Command) -> int:
     except CurateError as error:
         if options.debug:
             raise
-        print(f"curate: {error}", file=sys.stderr)
+        print(f"curate: {public_text(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("curate: interrupted; run the same command to go on", file=sys.stderr)

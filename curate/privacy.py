@@ -12,8 +12,11 @@ SECRET = re.compile(
     re.IGNORECASE,
 )
 WEB = re.compile(r"https?://", re.IGNORECASE)
-# Up to the next URL, which a list or a proxy's query may put behind it without a space
-URL = re.compile(r"""[a-z][a-z0-9+.-]*://(?:(?!https?://)[^\s<>"])*""", re.IGNORECASE)
+# Up to the next URL, which a list or a proxy's query may put behind it without a space; the
+# punctuation at its end is the sentence's
+URL = re.compile(
+    r"""[a-z][a-z0-9+.-]*://(?:(?!https?://)[^\s<>"])*(?<![:,;.)'\]])""", re.IGNORECASE
+)
 USER = re.compile(r"(://)[^/?#]*@")
 USER_WITH_PASSWORD = re.compile(r"(://)[^/?#@:]*:[^/?#]*@")  # abfs://container@account has none
 

@@ -70,7 +70,7 @@ class Run:
             log.info("plan: %d units", len(units))
         versions = {"curate": __version__, "python": platform.python_version()}
         versions |= {package: version(package) for package in PACKAGES}
-        memo.write(fingerprint, settings=settings.model_dump(mode="json"), versions=versions)
+        memo.write(fingerprint, settings=load.as_written(settings), versions=versions)
         return Run(files, settings, fingerprint, versions)
 
     @staticmethod

@@ -41,15 +41,40 @@ def load_comparison(path: str, overrides: list[str] | None = None) -> Comparison
 
 
 def parse(document: Document, origin: str) -> RunSettings:
-    """Validate a document already read; `origin` is named in errors."""
-    return _validated(RunSettings, document, origin)
+    """Validate a document already read, as a run wrote it; `origin` is named in errors. A variable
+    that is not set here stays as it is written: on another machine a run can still be looked at."""
+    return _validated(RunSettings, _interpolate(document, "", needed=False), origin)
+
+
+_written: dict[str, str] = {}  # a text with its variables filled in → as it was written
+
+
+def as_written(settings: Settings) -> Document:
+    """Settings to be stored: where a path or URI was filled in from ${VARIABLES}, which may be
+    secret, with these again. Names and methods stay what they are: no secrets, and needed to read
+    the rest."""
+
+    def written(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: written(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [written(one) for one in value]
+        return _written.get(value, value) if isinstance(value, str) else value
+
+    document: Document = written(settings.model_dump(mode="json"))
+    return document
 
 
 def _read(path: str, overrides: list[str] | None) -> Document:
+    fs, place = storage.filesystem(path)
     try:
-        document = yaml.safe_load(storage.read_bytes(path).decode())
+        # Somebody waits for an answer: not as long as for a run's own files
+        data = storage.with_retries(path, lambda: bytes(fs.cat_file(place)))
+        document = yaml.safe_load(data.decode())
     except FileNotFoundError:
         raise CurateError(f"{path}: no such config file") from None
+    except storage.Unavailable as error:
+        raise CurateError(f"{error}; check the path of the config") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CurateError(f"{path}: not readable as YAML: {one_line(error)}") from error
     if not isinstance(document, dict):
@@ -85,21 +110,27 @@ def _apply(document: Document, override: str) -> None:
         raise CurateError(f"{override}: the config has no place for {key}") from None
 
 
-def _interpolate(value: Any, key: str) -> Any:
+def _interpolate(value: Any, key: str, needed: bool = True) -> Any:
+    """needed: whether a variable that is not set is an error."""
     if isinstance(value, dict):
-        return {k: _interpolate(v, f"{key}.{k}" if key else str(k)) for k, v in value.items()}
+        return {
+            k: _interpolate(v, f"{key}.{k}" if key else str(k), needed) for k, v in value.items()
+        }
     if isinstance(value, list):
-        return [_interpolate(v, f"{key}.{i}") for i, v in enumerate(value)]
+        return [_interpolate(v, f"{key}.{i}", needed) for i, v in enumerate(value)]
     if not isinstance(value, str):
         return value
 
     def variable(match: re.Match[str]) -> str:
         name = match.group(1)
-        if name not in os.environ:
+        if name not in os.environ and needed:
             raise CurateError(f"{key}: the environment variable {name} is not set; export {name}=…")
-        return os.environ[name]
+        return os.environ.get(name, match.group())
 
-    return re.sub(r"\$\{(\w+)\}", variable, value)
+    filled = re.sub(r"\$\{(\w+)\}", variable, value)
+    if filled != value and "/" in filled:
+        _written[filled] = value
+    return filled
 
 
 def _validated(model: type[Root], document: Document, origin: str) -> Root:

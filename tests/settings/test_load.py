@@ -10,8 +10,10 @@ import pytest
 import yaml
 
 from curate import storage
+from curate.cli import main
 from curate.errors import CurateError
-from curate.settings import ParquetSettings, RunSettings, WebDatasetSettings
+from curate.runfiles.run import Run
+from curate.settings import ImageFolderSettings, ParquetSettings, RunSettings, WebDatasetSettings
 from curate.settings import load as config
 
 GOOD: dict[str, Any] = {
@@ -247,3 +249,63 @@ def test_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         error_of(tmp_path, document),
     )
     assert load(tmp_path, document, "open.1.path=y").open[1].path == ["y"]
+
+
+SECRET = "https://user:${CURATE_PASSWORD}@h/list.txt?token=${CURATE_TOKEN}"
+
+
+def test_what_is_stored_has_the_variables_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PASSWORD", "TOKEN", "NAME"):
+        monkeypatch.setenv(f"CURATE_{name}", f"of-{name.lower()}")
+    monkeypatch.setenv("CURATE_DATA", "s3://bucket")
+    document = with_key("open.0.path", [SECRET, "plain/*.tar"])
+    document["open"][1]["name"] = "${CURATE_NAME}"
+    document["output"] = "${CURATE_DATA}/run"
+    settings = load(tmp_path, document)
+    assert settings.open[0].path[0] == "https://user:of-password@h/list.txt?token=of-token"
+    # Also of a section that was put into other settings
+    copy = settings.model_copy(update={"target": settings.open[0]})
+    written = config.as_written(copy)
+    assert written["open"][0]["path"] == written["target"]["path"] == [SECRET, "plain/*.tar"]
+    assert written["output"] == "${CURATE_DATA}/run"
+    assert written["open"][1]["name"] == "of-name", "needed to read the rest"
+    assert "of-password" not in yaml.safe_dump(written)
+
+    again = config.parse(written, "test")
+    assert again == copy and config.as_written(again) == written
+    monkeypatch.delenv("CURATE_TOKEN")
+    there = config.parse(written, "test")
+    assert there.open[0].path[0] == "https://user:of-password@h/list.txt?token=${CURATE_TOKEN}"
+
+
+def test_a_run_keeps_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CURATE_DATA", str(tmp_path / "private"))
+    for name in ("target", "open"):
+        storage.write_bytes(str(tmp_path / "private" / name / "a.jpg"), b"")
+    document = {
+        "target": {"kind": "image_folder", "path": "${CURATE_DATA}/target"},
+        "open": [{"name": "o", "kind": "image_folder", "path": "${CURATE_DATA}/open"}],
+        "output": str(tmp_path / "run"),
+    }
+    settings = load(tmp_path, document)
+    Run.begin(settings, {})
+    text = (tmp_path / "run" / "config.yaml").read_text()
+    assert "${CURATE_DATA}/open" in text and "private" not in text
+    assert Run.open(settings.output).settings == settings
+    monkeypatch.delenv("CURATE_DATA")
+    target = Run.open(settings.output).settings.target
+    assert isinstance(target, ImageFolderSettings) and target.path == "${CURATE_DATA}/target"
+
+
+def test_lines_of_a_command_have_no_secret(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "READ_PATIENCE_S", 0.1)
+    assert main(["run", "http://user:hidden@127.0.0.1:9/run.yaml?token=hidden"]) == 1
+    printed = capsys.readouterr().err
+    assert "http://127.0.0.1:9/run.yaml?token=: " in printed and "hidden" not in printed
+    gone = f"{tmp_path}/https://user:hidden@h/run.yaml"
+    assert main(["run", gone]) == 1
+    assert "hidden" not in capsys.readouterr().err
