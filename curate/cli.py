@@ -81,6 +81,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_common(report)
     report.set_defaults(command=_report_command)
 
+    store = commands.add_parser("store", help="embeddings that several runs share")
+    of_store = store.add_subparsers(required=True, metavar="WHAT")
+    prune = of_store.add_parser("prune", help="list what no run names any more, or remove it")
+    prune.add_argument("store", metavar="STORE", help="what `store` is in the configs")
+    prune.add_argument("--remove", action="store_true")
+    _add_common(prune)
+    prune.set_defaults(command=_prune_command)
+
     select = commands.add_parser("select", help="the same selection, on embeddings of your own")
     select.add_argument("--embeddings", required=True, nargs="+", metavar="PATTERN")
     select.add_argument("--centroids", required=True, metavar="FILE", help=".npy (K, D), unit rows")
@@ -95,8 +103,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def add_config_options(parser: argparse.ArgumentParser, name: str) -> None:
     """What a command that takes a config and its job have in common."""
-    if name != "evaluate":
+    if name not in ("evaluate", "plan"):
         parser.add_argument("--fresh", action="store_true", help="start over; remove earlier work")
+    if name in ("run", "compare"):
+        help_ = "go on though inputs changed, or are gone"
+        parser.add_argument("--accept-changes", action="store_true", help=help_)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in coreset.tau=0.9")
     _add_common(parser)
 
@@ -109,16 +120,30 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _run_command(options: argparse.Namespace) -> None:
     # The config first: a wrong key is told at once, not after seconds of imports
-    from curate.settings.load import load
+    from curate.settings.load import load_runs
 
-    settings = load(options.config, options.overrides)
+    runs = load_runs(options.config, options.overrides)
     from curate import cluster
-    from curate.pipeline import run
+    from curate.pipeline import run_all
     from curate.runfiles.files import RunFiles
 
     cluster.connect(options.address, verbose=options.verbose)
-    summary = run(settings, fresh=options.fresh)
-    print(summary.table(RunFiles(settings.output)))
+    summaries = run_all(runs, fresh=options.fresh, accept_changes=options.accept_changes)
+    for settings, summary in zip(runs, summaries, strict=True):
+        if len(runs) > 1:
+            print(f"\n{settings.output}")
+        print(summary.table(RunFiles(settings.output)))
+
+
+def _plan_command(options: argparse.Namespace) -> None:
+    from curate.settings.load import load_runs
+
+    runs = load_runs(options.config, options.overrides)
+    from curate import cluster
+    from curate.forecast import forecast
+
+    cluster.connect(options.address, verbose=options.verbose)
+    print("\n\n".join(forecast(settings).table() for settings in runs))
 
 
 def _pretrain_command(options: argparse.Namespace) -> None:
@@ -152,12 +177,14 @@ def _compare_command(options: argparse.Namespace) -> None:
     from curate.comparison.stage import compare
 
     cluster.connect(options.address, verbose=options.verbose)
-    print(compare(settings, fresh=options.fresh).markdown())
+    table = compare(settings, fresh=options.fresh, accept_changes=options.accept_changes)
+    print(table.markdown())
 
 
 Command = Callable[[argparse.Namespace], None]
 ON_CONFIG: dict[str, tuple[str, Command]] = {
     "run": ("from sources to a coreset manifest", _run_command),
+    "plan": ("what a run would read, and about what it takes; embeds nothing", _plan_command),
     "pretrain": ("train on target, coreset or open set", _pretrain_command),
     "evaluate": ("what an encoder is worth on labelled images", _evaluate_command),
     "compare": ("arms at equal steps: does the coreset pay?", _compare_command),
@@ -184,6 +211,16 @@ def _report_command(options: argparse.Namespace) -> None:
         f"report: {built.uri} ({built.pages} pages, {built.thumbnails:,} images, "
         f"{built.unreadable:,} not readable any more; {built.seconds:.0f} s)"
     )
+
+
+def _prune_command(options: argparse.Namespace) -> None:
+    from curate import cluster
+    from curate.runfiles.store import prune
+    from curate.settings.base import absolute
+
+    cluster.connect(options.address, verbose=options.verbose)
+    folder = absolute(options.store)
+    print(prune(folder, remove=options.remove).line(folder, options.remove))
 
 
 def _select_command(options: argparse.Namespace) -> None:

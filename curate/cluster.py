@@ -14,8 +14,6 @@ from ray import ObjectRef
 
 from curate.errors import CurateError, one_line
 
-STUCK_AFTER_S = 600
-
 
 def connect(address: str | None = None, *, verbose: bool = False) -> None:
     """Join the cluster at `address` or RAY_ADDRESS, as every submitted job does, or start a local
@@ -44,9 +42,8 @@ def connect(address: str | None = None, *, verbose: bool = False) -> None:
 
     context = DataContext.get_current()
     context.enable_progress_bars = verbose
-    # A pool of actors that holds every CPU can starve what feeds it; half an hour is too long a
-    # silence before saying so.
-    context.execution_no_progress_timeout_s = STUCK_AFTER_S
+    # Waiting for nodes is no failure; who follows a dataset knows better when it is stuck
+    context.execution_no_progress_timeout_s = -1
 
 
 def _init(address: str | None, level: int, verbose: bool) -> None:

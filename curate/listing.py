@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import posixpath
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -163,3 +164,18 @@ def _matches(pattern: str) -> list[FileInfo]:
     if not files:
         raise CurateError(f"{pattern}: matches no file; check the path")
     return sorted(files)
+
+
+def folders_in(folder: str) -> set[str]:
+    """Base names of the folders in a folder; none where it is missing."""
+    fs, path = storage.filesystem(folder)
+
+    def listed() -> list[Any]:
+        fs.invalidate_cache(path)
+        try:
+            return list(fs.ls(path, detail=True))
+        except FileNotFoundError:
+            return []
+
+    found = storage.own_read(folder, listed)
+    return {posixpath.basename(i["name"].rstrip("/")) for i in found if i["type"] == "directory"}

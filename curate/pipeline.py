@@ -7,39 +7,72 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from curate import storage
 from curate.coreset import manifest
 from curate.coreset import stage as coreset
+from curate.coreset.rounds import Selection
 from curate.embedding import encoders
-from curate.embedding.stage import embed
+from curate.embedding.stage import device_of, embed
 from curate.errors import CurateError
 from curate.evaluate.stage import check_encoder
 from curate.pretraining.stage import check as check_trainings
 from curate.pretraining.stage import pretrain, pretrain_on_target
-from curate.runfiles import accounts
+from curate.runfiles import accounts, rejected
+from curate.runfiles.accounts import Counts
 from curate.runfiles.files import RunFiles
 from curate.runfiles.fingerprint import fingerprint
 from curate.runfiles.lock import held
-from curate.runfiles.run import Run, remove
+from curate.runfiles.run import Embedded, Run, remove
 from curate.runfiles.summary import Summary
 from curate.settings import RunSettings
 
 
-def run(settings: RunSettings, *, fresh: bool = False) -> Summary:
-    """Curate: from sources to a coreset manifest. Returns what summary.json holds.
+def run(settings: RunSettings, *, fresh: bool = False, accept_changes: bool = False) -> Summary:
+    """`run_all` of one."""
+    return run_all([settings], fresh=fresh, accept_changes=accept_changes)[0]
 
-    fresh: remove what an earlier run left under `output`, and start over.
-    Raises CurateError where the run cannot be what the settings ask for.
+
+def run_all(
+    many: list[RunSettings], *, fresh: bool = False, accept_changes: bool = False
+) -> list[Summary]:
+    """Curate: from sources to a coreset manifest, for each of several targets of one open set.
+    Returns what each summary.json holds.
+
+    What the runs share is embedded once, if they share a store, and scanned once.
+    fresh: remove what an earlier run left under each `output`, and start over.
+    accept_changes: go on though inputs changed, or are gone, since a run was planned.
+    Raises CurateError where a run cannot be what the settings ask for.
     """
-    _check(settings)
-    with held(settings.output):
-        return _run(settings, fresh)
+    for settings in many:
+        _check(settings)
+    with ExitStack() as locks:
+        for settings in many:
+            locks.enter_context(held(settings.output))
+        begun = [_embedded(settings, fresh, accept_changes) for settings in many]
+        _select(begun)
+        return [_finished(one) for one in begun]
 
 
-def _run(settings: RunSettings, fresh: bool) -> Summary:
+@dataclass
+class _Begun:
+    """A run on its way."""
+
+    run: Run
+    seconds: dict[str, float]
+    counts: Counts
+    embedded_now: int
+    found: Embedded | None = None
+    centres: NDArray[np.float32] | None = None
+    selection: Selection | None = None
+
+
+def _embedded(settings: RunSettings, fresh: bool, accept_changes: bool) -> _Begun:
     files = RunFiles(settings.output)
     seconds: dict[str, float] = {}
     trained_here = settings.encoder.pretrain_on_target is not None
@@ -51,32 +84,71 @@ def _run(settings: RunSettings, fresh: bool) -> Summary:
         weights = encoders.weights_hash(encoder.module)
         if fresh:
             remove(settings.output, but=files.target_encoder.folder if trained_here else None)
-        this = Run.begin(settings, fingerprint(settings, encoder.preprocessing, weights))
+        made_by = fingerprint(settings, encoder.preprocessing, weights, device_of(settings))
+        this = Run.begin(settings, made_by, accept_changes=accept_changes)
     with _timed(seconds, "embed"):
         progress = embed(this, encoder)
     with _timed(seconds, "count"):
         counts = this.counts()
         storage.write_json(files.summary, {"sources": counts.to_json()})
+        rejected.write(this)
         accounts.check_rejected(counts, settings.images.max_rejected_fraction, files.rejected)
-    with _timed(seconds, "centroids"):
-        found = coreset.embedded(this)
-        centres = coreset.centroids_of(found, settings.coreset)
-        if centres is not None:
-            coreset.save_centroids(files.centroids, centres)
-    with _timed(seconds, "select"):
-        selection = coreset.choose(settings.coreset, found, centres)
-    with _timed(seconds, "manifest"):
-        selected = coreset.write_manifest(files.manifest, settings.coreset, found, selection)
-        manifest.write_rounds(files.rounds, selection.rounds)
+    return _Begun(this, seconds, counts, progress.images)
 
-    counts = counts.selecting(selected)
-    accounts.check(counts, len(selection.position))
+
+def _select(begun: list[_Begun]) -> None:
+    for one in begun:
+        with _timed(one.seconds, "centroids"):
+            one.found = coreset.embedded(one.run)
+            one.centres = coreset.centroids_of(one.found, one.run.settings.coreset)
+            if one.centres is not None:
+                coreset.save_centroids(one.run.files.centroids, one.centres)
+    shared: dict[str, float] = {}
+    with _timed(shared, "select"):
+        for together in _by_open_set(begun):
+            selections = coreset.choose_all(
+                [one.run.settings.coreset for one in together],
+                [one.found for one in together if one.found is not None],
+                [one.centres for one in together],
+            )
+            for one, selection in zip(together, selections, strict=True):
+                one.selection = selection
+    for one in begun:
+        one.seconds |= shared
+
+
+def _by_open_set(begun: list[_Begun]) -> list[list[_Begun]]:
+    """Runs that select from the same shards, together. Whitened ones are each run's own."""
+    groups: list[list[_Begun]] = []
+    for one in begun:
+        assert one.found is not None
+        for group in groups:
+            other = group[0].found
+            if other is not None and other.open == one.found.open:
+                group.append(one)
+                break
+        else:
+            groups.append([one])
+    return groups
+
+
+def _finished(one: _Begun) -> Summary:
+    this, seconds = one.run, one.seconds
+    settings, files = this.settings, this.files
+    assert one.found is not None and one.selection is not None
+    with _timed(seconds, "manifest"):
+        chosen = coreset.write_manifest(files.manifest, settings.coreset, one.found, one.selection)
+        manifest.write_rounds(files.rounds, one.selection.rounds)
+
+    counts = one.counts.selecting(chosen)
+    accounts.check(counts, len(one.selection.position))
+    images = one.embedded_now
     summary = Summary(
         sources=counts,
-        outcome=coreset.outcome(settings.coreset, selection),
+        outcome=coreset.outcome(settings.coreset, one.selection),
         seconds=seconds,
-        embedded_now=progress.images,
-        images_per_s=round(progress.images / seconds["embed"], 1) if progress.images else None,
+        embedded_now=images,
+        images_per_s=round(images / seconds["embed"], 1) if images else None,
     )
     if settings.pretrain and "coreset" in settings.pretrain.data:
         with _timed(seconds, "pretrain"):

@@ -107,6 +107,15 @@ class Progress(Display):
         super().__init__(what)
         self.units, self.done = units, done_before
         self.fresh = self.images = 0
+        self.awaited: str | None = None
+
+    def awaits(self, what: str | None) -> None:
+        """What nothing goes on without; None where nothing is lacking."""
+        with self._lock:
+            if what and what != self.awaited:
+                self.awaited = what
+                self.show(now=True)
+            self.awaited = what
 
     def add(self, *, images: int, units: int = 0) -> None:
         with self._lock:
@@ -125,10 +134,13 @@ class Progress(Display):
         return self.images / max(self.seconds, 1e-9)
 
     def standing(self) -> tuple[int, int, str]:
-        return self.done, self.units, f"{self.rate:,.0f} images/s" if self.images else WAITING
+        figures = f"{self.rate:,.0f} images/s" if self.images else WAITING
+        return self.done, self.units, self.awaited or figures
 
     def line(self) -> str:
         units = f"{self.done} of {self.units} units"
+        if self.awaited:
+            return f"{units}, {self.awaited}"
         if not self.images and not self.fresh:
             return f"{units}, no image yet: {WAITING}"
         left = self.units - self.done

@@ -34,7 +34,16 @@ ORDER = [
         "sources",
     ),
     "runfiles",
-    *("embedding", "coreset", "methods", "dataset", "evaluate", "pretraining", "pipeline"),
+    *(
+        "embedding",
+        "coreset",
+        "methods",
+        "dataset",
+        "evaluate",
+        "pretraining",
+        "pipeline",
+        "forecast",
+    ),
     *("comparison", "report", "cli"),
 ]
 # No Ray and no files: arrays in, arrays out. A folder stands for all of its files.

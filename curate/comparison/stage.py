@@ -22,26 +22,30 @@ from curate.settings import ComparisonSettings, PretrainSettings, RunSettings
 log = logging.getLogger(__name__)
 
 
-def compare(settings: ComparisonSettings, *, fresh: bool = False) -> Comparison:
+def compare(
+    settings: ComparisonSettings, *, fresh: bool = False, accept_changes: bool = False
+) -> Comparison:
     """`curate compare`: train and measure every arm, as many at once as there is room for.
 
     Goes on where an earlier call was stopped. Returns what comparison.json holds.
     Raises CurateError where an arm cannot be what the settings ask for.
     """
     with held(settings.output, "compare"):
-        return _compare(settings, fresh)
+        return _compare(settings, fresh, accept_changes)
 
 
-def _compare(settings: ComparisonSettings, fresh: bool) -> Comparison:
+def _compare(settings: ComparisonSettings, fresh: bool, accept_changes: bool) -> Comparison:
     if fresh:
         for name in settings.targets:
             storage.remove_tree(storage.join(settings.output, name))
+        if settings.store is None:
+            storage.remove_tree(ComparisonFiles(settings.output).store)
     cells: list[Cell] = []
     selections: list[Selected] = []
     for name in settings.targets:
         run_settings = _run_settings(settings, name)
         log.info("%s: the run that all arms share, at %s", name, run_settings.output)
-        run(run_settings)
+        run(run_settings, accept_changes=accept_changes)
         selections += select(settings, name, run_settings.output)
         sets = RunFiles(run_settings.output).evaluation
         labelled_sets(run_settings, settings.targets[name].evaluate, sets.folder)
@@ -60,6 +64,8 @@ def _compare(settings: ComparisonSettings, fresh: bool) -> Comparison:
 def _run_settings(settings: ComparisonSettings, name: str) -> RunSettings:
     target = settings.targets[name]
     shared = {key: getattr(settings, key) for key in ("open", "encoder", "images", "embed")}
+    # Targets whose encoder is the same find what the first of them embedded
+    shared["store"] = settings.store or ComparisonFiles(settings.output).store
     return RunSettings(
         **shared,
         target=target.target,

@@ -81,12 +81,15 @@ def training_images(settings: RunSettings, data: list[str], folder: str) -> Inde
     """
     manifests = _manifests(settings, data)
     made_from = _request(settings, data, manifests)
-    return _materialise(settings, made_from, lambda: _pieces(settings, data, manifests), folder)
+    return _materialise(
+        settings, made_from, lambda: _pieces(settings, data, manifests, folder), folder
+    )
 
 
 def labelled_images(settings: RunSettings, source: SourceSettings, folder: str) -> Index:
     """One source's images, for a probe."""
-    pieces = lambda: map(partial(_Piece, source), plan_source(source, UNIT_IMAGES))  # noqa: E731
+    place = TrainingSetFiles(folder).part("files")
+    pieces = lambda: map(partial(_Piece, source), plan_source(source, UNIT_IMAGES, place))  # noqa: E731
     return _materialise(settings, {source.name: source.model_dump(mode="json")}, pieces, folder)
 
 
@@ -139,14 +142,15 @@ def _materialise(
 
 
 def _pieces(
-    settings: RunSettings, data: list[str], manifests: dict[str, bytes]
+    settings: RunSettings, data: list[str], manifests: dict[str, bytes], folder: str
 ) -> Iterator[_Piece]:
     taken = pa.array([], pa.string())
     for name in data:
         if name in ("target", "open"):
             sources = [settings.target] if name == "target" else settings.open
             for source in sources:
-                for unit in plan_source(source, UNIT_IMAGES):
+                place = TrainingSetFiles(folder).part(f"{name}-{source.name}")
+                for unit in plan_source(source, UNIT_IMAGES, place):
                     yield _Piece(source, unit, of_open=name == "open")
             continue
         rows = _rows_of(_manifest_uri(settings, name), manifests[name])

@@ -8,43 +8,84 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import ray
 from numpy.typing import NDArray
+from ray.actor import ActorHandle
 
+from curate.embedding.careful import Bounds, Careful, at_most
 from curate.images import EncodedImage, Preprocessing, Refused, resize_crop
 from curate.runfiles import plan, shards
-from curate.runfiles.files import RunFiles
-from curate.runfiles.plan import PlannedUnit
+from curate.runfiles.files import PlanFiles
+from curate.runfiles.plan import PlannedUnit, SetName
 from curate.runfiles.shards import Reject, Stage
 from curate.settings import ImageSettings, SourceSettings
-from curate.sources import Item, read_unit
+from curate.sources import Changed, Item, lost, read_unit
+from curate.storage import Unavailable
 
 _Image = tuple[Any, ...]  # values of shards.IMAGE_FIELDS
 PART_BYTES = 160 << 20  # of pixels: 1,000 images of 224 px
+MOST_DEATHS = 5  # of readers on one unit, of which no image is found to be the reason
 
 
-def read_parts(
-    batch: pa.Table,
-    files: RunFiles,
-    sources: dict[tuple[str, str], SourceSettings],
-    images: ImageSettings,
-    preprocessing: Preprocessing,
-) -> Iterator[pa.Table]:
-    """Rows of the plan → rows of parts: decoded pixels, and what is known of each image."""
-    side = preprocessing.image_px
+@dataclass(frozen=True)
+class Reading:
+    """What a reader needs to know beside its units."""
+
+    plan: PlanFiles
+    sources: dict[tuple[SetName, str], SourceSettings]
+    images: ImageSettings
+    preprocessing: Preprocessing
+    last_attempt: bool  # whether a unit that cannot be read now is given up
+    bounds: Bounds
+
+
+def read_parts(batch: pa.Table, reading: Reading, watch: ActorHandle) -> Iterator[pa.Table]:
+    """Rows of the plan → rows of parts: decoded pixels, and what is known of each image. A unit
+    that cannot be read ends in a part that says so, with nothing in it."""
+    side = reading.preprocessing.image_px
     capacity = max(1, PART_BYTES // (side * side * 3))
-    for planned in plan.from_table(batch):
-        part = _Part(planned, files, 0, capacity, side)
-        source = sources[planned.set, planned.source]
-        for item in read_unit(source, planned.unit, images.max_bytes):
-            if part.full:
-                yield part.to_table(last=False)
-                part = _Part(planned, files, part.number + 1, capacity, side)
-            _decode_into(part, item, images, preprocessing)
-        yield part.to_table(last=True)
+    for planned in plan.from_table(batch, reading.plan):
+        try:
+            for part in _parts_of(planned, reading, watch, capacity):
+                yield part.to_table()
+        except (Unavailable, Changed) as error:
+            part = _Part(planned, 0, capacity, side)
+            part.trouble, part.again = str(error), isinstance(error, Unavailable)
+            yield part.to_table()
+        watch.ended.remote(planned.unit.digest)
+
+
+def _parts_of(
+    planned: PlannedUnit, reading: Reading, watch: ActorHandle, capacity: int
+) -> Iterator[_Part]:
+    """Raises as `read_unit` does."""
+    source, unit = reading.sources[planned.set, planned.source], planned.unit
+    side, limits = reading.preprocessing.image_px, reading.images
+    deaths = cast("int", ray.get(watch.begun.remote(unit.digest)))
+    if deaths > MOST_DEATHS:
+        raise Unavailable(f"{unit.uri}: its reader died {deaths} times, of no image by itself")
+    careful = Careful(source, unit, limits, reading.preprocessing, reading.bounds)
+    deadly, fatal = careful.deadly() if deaths > 1 else ({}, None)
+    part = _Part(planned, 0, capacity, side)
+    if fatal is None:
+        items = read_unit(source, unit, limits.max_bytes, last_attempt=reading.last_attempt)
+    else:
+        items = lost(unit, fatal)
+    for place, item in enumerate(items):
+        if part.full:
+            yield part
+            part = _Part(planned, part.number + 1, capacity, side)
+        if place in deadly:
+            item = replace(item, data=None, error=deadly[place])
+        with at_most(reading.bounds.seconds):
+            _decode_into(part, item, limits, reading.preprocessing)
+    part.last = True
+    yield part
 
 
 def _decode_into(
@@ -67,13 +108,14 @@ def _decode_into(
 class _Part:
     """Images of one unit on their way to an actor: at most `capacity` of them."""
 
-    def __init__(
-        self, planned: PlannedUnit, files: RunFiles, number: int, capacity: int, side: int
-    ) -> None:
-        self.planned, self.files, self.number = planned, files, number
+    def __init__(self, planned: PlannedUnit, number: int, capacity: int, side: int) -> None:
+        self.planned, self.number = planned, number
         self.capacity, self.side = capacity, side
         self.started = time.monotonic()
+        self.last = False
         self.failed: str | None = None  # why the unit gives no more images than these
+        self.trouble: str | None = None  # why the unit could not be read to its end, this time
+        self.again = False  # whether that may pass
         self.pixels: list[NDArray[np.uint8]] = []
         self.images: list[_Image] = []
         self.rejects: list[Reject] = []
@@ -93,19 +135,18 @@ class _Part:
             self.failed = reason
         self.rejects.append(Reject(self.planned.source, item.key, item.uri, stage, reason))
 
-    def to_table(self, *, last: bool) -> pa.Table:
+    def to_table(self) -> pa.Table:
         shape = (len(self.pixels), self.side, self.side, 3)
         pixels = np.stack(self.pixels) if self.pixels else np.empty(shape, np.uint8)
         return pa.table(
             {
-                "unit": [self.planned.number],
-                "source": [self.planned.source],
-                "shard": [self.files.shard(self.planned.set, self.planned.number, self.number)],
-                "rejected": [self.files.rejects(self.planned.number, self.number)],
+                "unit": [self.planned.unit.digest],
                 "part": [self.number],
-                "last": [last],
+                "last": [self.last],
                 "seconds": [time.monotonic() - self.started],
                 "failed": pa.array([self.failed], pa.string()),
+                "trouble": pa.array([self.trouble], pa.string()),
+                "again": [self.again],
                 "pixels": _one_binary(pixels),
                 "images": [_to_ipc(_image_table(self.images))],
                 "rejects": [_to_ipc(shards.reject_table(self.rejects))],

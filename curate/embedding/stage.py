@@ -9,64 +9,142 @@ several, each with a shard of its own.
 
 from __future__ import annotations
 
+import logging
 import os
+import random
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 import torch
 from ray.data import ActorPoolStrategy, DataContext
 
 from curate import storage
-from curate.cluster import own_errors
+from curate.embedding.careful import Bounds, Watch
 from curate.embedding.encoders import Embedder, Encoder, rebuild
-from curate.embedding.parts import read_parts
+from curate.embedding.flow import rows_of
+from curate.embedding.parts import Reading, read_parts
 from curate.errors import CurateError
 from curate.progress import Progress
-from curate.runfiles import plan, shards
+from curate.runfiles import shards
+from curate.runfiles.files import EmbeddingFiles, RunFiles
+from curate.runfiles.fingerprint import Device
 from curate.runfiles.ledger import Ledger, PartRecord, unit_of
-from curate.runfiles.plan import PlannedUnit
+from curate.runfiles.memo import Memo
+from curate.runfiles.plan import Plan, by_name
 from curate.runfiles.run import Run
 from curate.runfiles.shards import Reject
-from curate.settings import EmbedSettings, EncoderSettings
+from curate.settings import EmbedSettings, EncoderSettings, RunSettings
+from curate.sources import Unit
+from curate.sources.base import Row
 
+log = logging.getLogger(__name__)
+
+UNITS_AT_ONCE = 20_000  # of one dataset: what the driver keeps of it stays small
+BLOCK_IMAGES = 10_000  # that a reader lost with its node repeats at most
+BLOCKS_PER_CPU = 4
+GUESSED_BYTES = 100_000  # of an image, where a unit does not know how many it has
+FIRST_PAUSE_S = 5.0  # before units that could not be read are tried again; doubled each time
+LONGEST_PAUSE_S = 120.0
+BOUNDS = Bounds()
+MOST_GPUS = 1 << 16
 CPU_THREADS = 4  # of one CPU actor; beyond that, more actors scale better than more threads
 ACTOR_CPUS = 0.01  # enough to keep off a head node without CPUs
-MAX_BLOCKS = 1024  # of the plan: one of a million units goes round as blocks of a thousand
 
 
 def embed(run: Run, encoder: Encoder) -> Progress:
-    """Embed every unit that is not done yet; what comes of it goes into the run's ledger.
+    """Embed every unit that is not in the store yet; what comes of it goes into its ledger.
 
-    Raises CurateError for what stops the whole job; single images are rejected instead.
+    Units that cannot be read are tried again, later and later. Raises CurateError for those that
+    cannot be read at last, and for what stops the whole job; single images are rejected instead.
     """
     ledger = run.resumed()
-    pending = [unit for unit in run.units if unit.number not in ledger.records]
-    done = len(run.units) - len(pending)
-    with Progress("embed", len(run.units), done) as progress, ledger:
-        if pending:
+    pending = _pending(run.plan, ledger)
+    done = len(run.plan) - len(pending)
+    attempts, gpu = run.settings.embed.attempts, run.fingerprint["device"] == "gpu"
+    with Progress("embed", len(run.plan), done) as progress, ledger:
+        if len(pending):
             # By a file, not through the object store: an actor restarted after its node was lost
             # needs it
             encoder.save(run.files.weights)
-            with own_errors():
-                _follow(_dataset(run, encoder, pending), ledger, pending, progress)
+        failures: list[Failure] = []
+        for attempt in range(1, attempts + 1):
+            failures = []
+            for start in range(0, len(pending), UNITS_AT_ONCE):
+                rows = pending[start : start + UNITS_AT_ONCE]
+                units = [planned.unit for planned in run.plan.units(rows)]
+                dataset = _dataset(run, encoder, rows, last=attempt == attempts)
+                failures += _follow(rows_of(dataset, progress, gpu), ledger, units, progress)
+            if not any(failure.again for failure in failures) or attempt == attempts:
+                break
+            pause = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt) * random.uniform(0.75, 1.25)
+            log.info("embed: %s; again in %.0f s", _told(failures), pause)
+            time.sleep(pause)
+            pending = _pending(run.plan, ledger)
+    if failures:
+        raise CurateError(
+            f"{_told(failures)}. Everything else is embedded; run the same command again to go on"
+        )
     return progress
 
 
-def _dataset(run: Run, encoder: Encoder, pending: list[PlannedUnit]) -> ray.data.Dataset:
+@dataclass(frozen=True)
+class Failure:
+    """A unit that could not be read. again: whether trying again in this run may help."""
+
+    unit: Unit
+    reason: str
+    again: bool
+
+
+def _told(failures: list[Failure]) -> str:
+    images = sum(failure.unit.images or 0 for failure in failures)
+    about = f" (of {images:,} images and more)" if images else ""
+    return (
+        f"{len(failures):,} units{about} could not be read now, the first for {failures[0].reason}"
+    )
+
+
+def _pending(plan: Plan, ledger: Ledger) -> pa.Array:
+    """Rows of the plan that are not done, each unit once."""
+    _, rows = ledger.rows_of(plan.digests)
+    missing = pa.array(np.flatnonzero(rows < 0))
+    digests = plan.digests.take(missing)
+    first = pc.equal(pc.index_in(digests, value_set=digests), pa.array(np.arange(len(missing))))
+    return missing.filter(first.combine_chunks())
+
+
+def _blocks(table: pa.Table, cpus: int) -> list[pa.Table]:
+    """What one task reads: units of BLOCK_IMAGES together, fewer where there is more room."""
+    guess = pc.max_element_wise(pc.divide(table["size"], GUESSED_BYTES), 1)
+    images = pc.fill_null(table["images"], guess).to_numpy()
+    most = min(BLOCK_IMAGES, images.sum() // (BLOCKS_PER_CPU * cpus))
+    blocks, start, inside = [], 0, 0
+    for row, own in enumerate(images.tolist()):
+        if row > start and inside + own > most:
+            blocks.append(table.slice(start, row - start))
+            start, inside = row, 0
+        inside += own
+    return [*blocks, table.slice(start)]
+
+
+def _dataset(run: Run, encoder: Encoder, rows: pa.Array, *, last: bool) -> ray.data.Dataset:
     """A row a part of what came of it."""
     settings = run.settings
-    pool = _pool(settings.embed)
-    table = plan.to_table(pending)
-    per_block = -(-len(pending) // MAX_BLOCKS)
-    blocks = [table.slice(i, per_block) for i in range(0, len(pending), per_block)]
+    pool = _pool(settings.embed, run.fingerprint["device"])
+    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     # A part is one row, and soon a block of its own: what is read flows on at once
     DataContext.get_current().target_max_block_size = 1 << 20
+    reading = Reading(
+        run.plan.files, by_name(settings), settings.images, encoder.preprocessing, last, BOUNDS
+    )
     return (
-        ray.data.from_arrow(blocks)
+        ray.data.from_arrow(_blocks(run.plan.table.take(rows), cpus))
         .map_batches(
             read_parts,  # type: ignore[arg-type]
             batch_size=1,
@@ -74,60 +152,65 @@ def _dataset(run: Run, encoder: Encoder, pending: list[PlannedUnit]) -> ray.data
             # Ray Data reserves a share of the CPUs for each operator, which on a small machine is
             # one CPU or none: a whole CPU a reader would leave cores idle
             num_cpus=0.5,
-            fn_kwargs={
-                "files": run.files,
-                "sources": {
-                    ("target", settings.target.name): settings.target,
-                    **{("open", source.name): source for source in settings.open},
-                },
-                "images": settings.images,
-                "preprocessing": encoder.preprocessing,
-            },
+            fn_kwargs={"reading": reading, "watch": Watch.remote()},  # type: ignore[attr-defined]
         )
         .map_batches(
             EmbedParts,
             batch_size=1,
             batch_format="pyarrow",
             # By their claims all actors would fit one node: Ray Data spreads them
-            compute=ActorPoolStrategy(min_size=pool.min_size, max_size=pool.max_size),
+            compute=ActorPoolStrategy(
+                min_size=pool.min_size, max_size=pool.max_size, initial_size=pool.initial_size
+            ),
             num_cpus=ACTOR_CPUS,
             num_gpus=pool.num_gpus,
             fn_constructor_kwargs={
                 "settings": settings.encoder,
                 "weights_uri": run.files.weights,
                 "batch_size": settings.embed.batch_size,
+                "files": run.embeddings,
             },
         )
     )
 
 
 def _follow(
-    dataset: ray.data.Dataset, ledger: Ledger, pending: list[PlannedUnit], progress: Progress
-) -> None:
+    rows: Iterator[Row], ledger: Ledger, units: list[Unit], progress: Progress
+) -> list[Failure]:
     """Drive the dataset; a unit is in the ledger when its last part has come."""
-    parts: dict[int, list[PartRecord]] = {}
-    for row in dataset.iter_rows():
+    by_digest = {unit.digest: unit for unit in units}
+    parts: dict[str, list[PartRecord]] = {}
+    failures: list[Failure] = []
+    for row in rows:
+        trouble, again = row.pop("trouble"), row.pop("again")
+        if trouble is not None:
+            failures.append(Failure(by_digest.pop(row["unit"]), trouble, again))
+            continue
         part = PartRecord(**row)
         own = parts.setdefault(part.unit, [])
         own.append(part)
         record = unit_of(own)
         if record is not None:
             ledger.add(record)
-            del parts[part.unit]
+            del parts[part.unit], by_digest[part.unit]
         progress.add(images=part.seen, units=int(record is not None))
-    lost = [unit.number for unit in pending if unit.number not in ledger.records]
-    if lost:
-        raise CurateError(f"{len(lost)} units did not come back, first {lost[0]}; run again")
+    if by_digest:
+        lost = next(iter(by_digest.values()))
+        raise CurateError(f"{len(by_digest)} units did not come back, first {lost.uri}; run again")
+    return failures
 
 
 PART_SCHEMA = pa.schema(
     {
-        **dict.fromkeys(("unit", "part"), pa.int64()),
+        "unit": pa.string(),
+        "part": pa.int64(),
         "last": pa.bool_(),
         **dict.fromkeys(("seen", "embedded", "rejected"), pa.int64()),
         "seconds": pa.float64(),
         "bytes": pa.int64(),
         "failed": pa.string(),
+        "trouble": pa.string(),
+        "again": pa.bool_(),
     }
 )
 
@@ -135,7 +218,9 @@ PART_SCHEMA = pa.schema(
 class EmbedParts:
     """An actor of the pool: parts in, shards written, a row a part of what came of it out."""
 
-    def __init__(self, settings: EncoderSettings, weights_uri: str, batch_size: int) -> None:
+    def __init__(
+        self, settings: EncoderSettings, weights_uri: str, batch_size: int, files: EmbeddingFiles
+    ) -> None:
         gpu = bool(ray.get_gpu_ids())
         if not gpu:
             torch.set_num_threads(min(CPU_THREADS, os.cpu_count() or 1))
@@ -143,73 +228,93 @@ class EmbedParts:
         self.side = settings.image_px
         self.embedder = Embedder(encoder, "cuda" if gpu else "cpu", batch_size)
         self.width = encoder.feature_dim
+        self.files = files
 
     def __call__(self, parts: pa.Table) -> pa.Table:
-        records = [asdict(self._embed(parts.slice(i, 1))) for i in range(len(parts))]
-        return pa.Table.from_pylist(records, PART_SCHEMA)
+        rows = [self._embed(parts.slice(i, 1)) for i in range(len(parts))]
+        return pa.Table.from_pylist(rows, PART_SCHEMA)
 
-    def _embed(self, part: pa.Table) -> PartRecord:
+    def _embed(self, part: pa.Table) -> Row:
         started = time.monotonic()
         row = {name: part.column(name)[0] for name in part.column_names}
+        told = {name: row[name].as_py() for name in ("trouble", "again")}
+        if told["trouble"] is not None:
+            return {"unit": row["unit"].as_py(), **told}
         images = pa.ipc.open_stream(row["images"].as_py()).read_all()
-        rejects = pa.ipc.open_stream(row["rejects"].as_py()).read_all()
+        refused = pa.ipc.open_stream(row["rejects"].as_py()).read_all().to_pylist()
+        rejects = [Reject(**one) for one in refused]
         seen = len(images) + len(rejects)
         pixels = np.frombuffer(row["pixels"].as_buffer(), np.uint8)
         pixels = pixels.reshape(-1, self.side, self.side, 3)  # (N, H, W, 3)
         embeddings = self.embedder(pixels) if len(pixels) else np.empty((0, self.width), np.float16)
-        source, shard = row["source"].as_py(), row["shard"].as_py()
         good = np.isfinite(embeddings).all(axis=1)
         if not good.all():
-            rejects = pa.concat_tables([rejects, _dead(source, images.filter(pa.array(~good)))])
+            rejects += _dead(images.filter(pa.array(~good)))
             images, embeddings = images.filter(pa.array(good)), embeddings[good]
         # What does not differ between equal runs: shards are byte for byte the same
         note = {name: row[name].as_py() for name in ("unit", "part", "last", "failed")}
         note |= {"seen": seen, "embedded": len(images), "rejected": len(rejects)}
-        # The embeddings come last: where they are, the part is done
-        if len(rejects):
-            shards.write_parquet(row["rejected"].as_py(), rejects)
-        else:
-            storage.remove_tree(row["rejected"].as_py())  # of an earlier embedding of the unit
-        table = shards.with_note(shards.table_of(images, embeddings), **note)
-        size = shards.write_arrow(shard, table)
+        uri = self.files.shard(note["unit"], note["part"])
+        data = shards.to_ipc(shards.with_note(shards.table_of(images, embeddings), rejects, **note))
+        size = data.size
+        if not storage.create_bytes(uri, data):
+            # Another was first, of this run or of one that shares the store: what it wrote counts
+            note, size = shards.read_note(uri), storage.sizes_in(uri)[uri.rpartition("/")[2]]
         seconds = row["seconds"].as_py() + time.monotonic() - started
-        return PartRecord(**note, seconds=seconds, bytes=size)
+        return {**note, "seconds": seconds, "bytes": size, **told}
 
 
-def _dead(source: str, images: pa.Table) -> pa.Table:
+def _dead(images: pa.Table) -> list[Reject]:
     """Rejects for images whose embedding is zero or not finite."""
     reason = "the encoder gives it no finite embedding"
     rows = images.select(["key", "uri"]).to_pylist()
-    return shards.reject_table([Reject(source, r["key"], r["uri"], "embed", reason) for r in rows])
+    return [Reject("", r["key"], r["uri"], "embed", reason) for r in rows]
 
 
 # Placement
 
 
+def device_of(settings: RunSettings) -> Device:
+    """What the run's embeddings are made on. Those of a run that is gone on with stay of one kind.
+
+    Raises CurateError for GPUs of a cluster that has none, and is not said to get any.
+    """
+    wanted = settings.embed.device
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if wanted == "gpu" and not gpus and settings.embed.workers is None:
+        raise CurateError(
+            "embed.device=gpu: the cluster has no GPU yet; set embed.workers to how many it "
+            "should scale up to"
+        )
+    if wanted != "auto":
+        return wanted
+    made_from = (Memo(RunFiles(settings.output).memo).read() or {}).get("made_from") or {}
+    before: Device | None = made_from.get("device")
+    if before == "cpu" and gpus:
+        log.info("embed: on CPUs, as this run began; embed.device=gpu --fresh begins it on GPUs")
+    return before or ("gpu" if gpus else "cpu")
+
+
 @dataclass(frozen=True)
 class _Pool:
-    """The actors: how many at least and at most, and the GPUs each claims."""
+    """The actors: how many at least, at first, and at most, and the GPUs each claims."""
 
     min_size: int
+    initial_size: int
     max_size: int
     num_gpus: float
 
 
-def _pool(settings: EmbedSettings) -> _Pool:
-    """One actor a GPU where there are any, else one every CPU_THREADS CPUs.
+def _pool(settings: EmbedSettings, device: Device) -> _Pool:
+    """One actor a GPU, as many as there are and come to be, or one every CPU_THREADS CPUs.
 
     Actors claim next to no CPU: what feeds them needs it, and when a node is lost, the actors that
     move to the others would otherwise claim all there is, and wait for ever for something to do.
     """
     cluster = ray.cluster_resources()
-    gpus, cpus = int(cluster.get("GPU", 0)), int(cluster.get("CPU", 1))
-    if settings.device == "gpu" and not gpus and settings.workers is None:
-        raise CurateError(
-            "embed.device=gpu: the cluster has no GPU yet; set embed.workers to how many it "
-            "should scale up to"
-        )
-    if settings.device == "gpu" or (settings.device == "auto" and gpus):
-        actors = settings.workers or gpus
-        return _Pool(actors if actors <= gpus else 1, actors, 1)
-    actors = settings.workers or max(1, cpus // CPU_THREADS)
-    return _Pool(actors, actors, 0)
+    if device == "gpu":
+        most = settings.workers or MOST_GPUS
+        now = min(max(1, int(cluster.get("GPU", 0))), most)
+        return _Pool(1, now, most, 1)
+    actors = settings.workers or max(1, int(cluster.get("CPU", 1)) // CPU_THREADS)
+    return _Pool(actors, actors, actors, 0)

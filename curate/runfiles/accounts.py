@@ -6,10 +6,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from curate.errors import CurateError
-from curate.runfiles.files import RunFiles
-from curate.runfiles.ledger import UnitRecord
-from curate.runfiles.plan import PlannedUnit
+from curate.runfiles.ledger import Ledger
+from curate.runfiles.plan import Plan
 
 What = Literal["seen", "embedded", "rejected", "selected"]
 
@@ -22,14 +25,6 @@ class SourceCounts:
     embedded: int = 0
     rejected: int = 0
     selected: int = 0
-
-    def plus(self, record: UnitRecord) -> SourceCounts:
-        return replace(
-            self,
-            seen=self.seen + record.seen,
-            embedded=self.embedded + record.embedded,
-            rejected=self.rejected + record.rejected,
-        )
 
 
 @dataclass(frozen=True)
@@ -69,26 +64,34 @@ class Counts:
         yield from self.open.items()
 
 
-def by_source(units: list[PlannedUnit], records: dict[int, UnitRecord], files: RunFiles) -> Counts:
+def by_source(plan: Plan, ledger: Ledger) -> Counts:
     """Add up the units. Raises CurateError for one that is not done, or has lost an image."""
+    table, rows = ledger.rows_of(plan.digests)
+    missing = np.flatnonzero(rows < 0)
+    if len(missing):
+        raise CurateError(
+            f"{plan.files.folder}: {len(missing)} of {len(plan)} units are not embedded yet, the "
+            f"first of source {plan.table['source'][int(missing[0])]}; run `curate run` again"
+        )
+    done = {name: table[name].to_numpy()[rows] for name in ("seen", "embedded", "rejected")}
+    seen = done["seen"]
+    planned = pc.fill_null(plan.table["images"], pa.array(seen)).to_numpy()
+    wrong = np.flatnonzero((seen != done["embedded"] + done["rejected"]) | (planned != seen))
+    if len(wrong):
+        at = int(wrong[0])
+        raise CurateError(
+            f"a unit of source {plan.table['source'][at]}: {planned[at]} planned and {seen[at]} "
+            f"seen, {done['embedded'][at]} embedded, {done['rejected'][at]} rejected do not agree; "
+            f"remove {ledger.files.shard(plan.digests[at].as_py(), 0)} and run again"
+        )
     counts = Counts({}, {})
-    for unit in units:
-        record = records.get(unit.number)
-        if record is None:
-            raise CurateError(
-                f"{files.folder}: unit {unit.number} of source {unit.source} is not embedded yet; "
-                "run `curate run` again"
-            )
-        planned = unit.unit.images
-        whole = record.seen == record.embedded + record.rejected
-        if not whole or planned not in (None, record.seen):
-            raise CurateError(
-                f"unit {unit.number} of source {unit.source}: {planned} planned and {record.seen} "
-                f"seen, {record.embedded} embedded, {record.rejected} rejected do not agree; "
-                f"remove {files.shard(unit.set, unit.number, 0)} and run again"
-            )
-        rows = counts.of_set(unit.set)
-        rows[unit.source] = rows.get(unit.source, SourceCounts()).plus(record)
+    sums = plan.table.select(["set", "source"])
+    for name, values in done.items():
+        sums = sums.append_column(name, pa.array(values))
+    sums = sums.group_by(["set", "source"], use_threads=False)
+    for row in sums.aggregate([(name, "sum") for name in done]).to_pylist():
+        figures = SourceCounts(*(row[f"{name}_sum"] for name in done))
+        counts.of_set(row["set"])[row["source"]] = figures
     return counts
 
 

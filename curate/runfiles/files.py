@@ -1,4 +1,4 @@
-"""Where everything lies under an output: the one place that knows these names. No I/O."""
+"""Where everything lies under an output or a store: no other module knows a name. No I/O."""
 
 from __future__ import annotations
 
@@ -69,15 +69,54 @@ class EvaluationFiles(Folder):
         return join(self.folder, name)
 
 
+class PlanFiles(Folder):
+    """The list of units, and of the single files that make some of them up."""
+
+    units = Name("units.parquet")  # written last
+
+    def single_files(self, source: str) -> str:
+        """How the names of these files begin. source: its set and name."""
+        return join(self.folder, source)
+
+
+class EmbeddingFiles(Folder):
+    """What one encoder made of images: shards by what is in them, whichever runs want them."""
+
+    made_from = Name("made_from.json")
+    ledger = Name("ledger")
+    shards = Name("shards")
+
+    def group(self, name: str) -> str:
+        """The folder of all shards whose units' digests begin with these two digits."""
+        return join(self.shards, name)
+
+    def shard(self, unit: str, part: int) -> str:
+        """unit: its digest."""
+        return join(self.group(unit[:2]), f"{unit}-{part:04d}.arrow")
+
+
+class StoreFiles(Folder):
+    """Embeddings of any number of runs and encoders."""
+
+    users = Name("users")
+
+    def user(self, name: str) -> str:
+        """Says which run is one of the store's."""
+        return join(self.users, f"{name}.json")
+
+    def embeddings(self, encoder: str) -> EmbeddingFiles:
+        """encoder: digest of all that decides what becomes of an image."""
+        return EmbeddingFiles(join(self.folder, encoder))
+
+
 class RunFiles(Folder):
     """One run, with all that may be made from it later; its folder is the config's `output`."""
 
     memo = Name("config.yaml")  # settings, versions, and what decides the embeddings
     lock = Name("run.lock")  # of the driver that is at work
-    plan = Name("plan.parquet")
-    ledger = Name("ledger")
+    plans = Name("plan")
     weights = WEIGHTS  # of the encoder, which every worker loads
-    embeddings = Name("embeddings")
+    own_store = Name("embeddings")  # where the config names no other
     rejected = Name("rejected")
     whitened = Name("whitened")
     whitened_memo = Name("whitened/made.json")
@@ -89,17 +128,15 @@ class RunFiles(Folder):
     report = Name("report")
     selections = Name("selections")  # of a comparison's arms
 
-    def shards(self, set_name: str) -> str:
-        return join(self.embeddings, set_name)
+    def plan(self, number: int) -> PlanFiles:
+        """The newest is in force; another is made beside it."""
+        return PlanFiles(join(self.plans, f"{number:06d}"))
 
-    def shard(self, set_name: str, unit: int, part: int) -> str:
-        return join(self.shards(set_name), f"part-{unit:06d}-{part:04d}.arrow")
-
-    def rejects(self, unit: int, part: int) -> str:
-        return join(self.rejected, f"part-{unit:06d}-{part:04d}.parquet")
+    def rejects(self, part: int) -> str:
+        return join(self.rejected, f"part-{part:06d}.parquet")
 
     def whitened_shard(self, shard: str) -> str:
-        """The copy of a shard; units are numbered over both sets."""
+        """The copy of a shard."""
         return join(self.whitened, shard.rpartition("/")[2])
 
     def recut(self, tau: float) -> str:
@@ -136,10 +173,10 @@ class RunFiles(Folder):
         """All that a run writes: the folder may hold other things. The memo is last, so that a
         removal that is cut short leaves a run that still says what it was."""
         return [
-            *(self.rejected, self.whitened, self.embeddings, self.summary, self.rounds),
+            *(self.rejected, self.whitened, self.own_store, self.summary, self.rounds),
             *(self.report, self.recuts, self.evaluation.folder, self.pretrain.folder),
             *(self.target_encoder.folder, self.manifest, self.centroids, self.weights),
-            *(self.ledger, self.plan, self.memo),
+            *(self.plans, self.memo),
         ]
 
 
@@ -147,6 +184,7 @@ class ComparisonFiles(Folder):
     """A comparison of arms, and the run of each target in it."""
 
     table = Name("comparison.json")
+    store = Name("embeddings")  # where the config names no other
     text = Name("comparison.md")
 
     def target(self, name: str) -> RunFiles:

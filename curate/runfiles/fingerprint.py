@@ -1,22 +1,24 @@
-"""The fingerprint: all that decides a run's embeddings, and nothing else.
+"""The fingerprint: all that decides what becomes of an image, and nothing else.
 
-Selection settings may change between runs under one output; the embeddings are then used again.
+Embeddings lie in a store under its digest, whichever images, targets and selections a run has.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from curate.images import Preprocessing
 from curate.runfiles.memo import Inputs
 from curate.settings import RunSettings
 
+Device = Literal["cpu", "gpu"]
 
-def fingerprint(settings: RunSettings, preprocessing: Preprocessing, weights: str) -> Inputs:
-    """weights: their digest, by `encoders.weights_hash`."""
+
+def fingerprint(
+    settings: RunSettings, preprocessing: Preprocessing, weights: str, device: Device
+) -> Inputs:
+    """weights: their digest, by `encoders.weights_hash`. device: GPUs compute in bf16."""
     return {
-        "target": settings.target.model_dump(),
-        "open": {source.name: source.model_dump() for source in settings.open},
-        "order": [source.name for source in settings.open],
-        "unit_images": settings.embed.unit_images,
         "images": settings.images.model_dump(exclude={"max_rejected_fraction"}),
         "encoder": {
             "backbone": settings.encoder.backbone,
@@ -26,4 +28,5 @@ def fingerprint(settings: RunSettings, preprocessing: Preprocessing, weights: st
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
         },
+        "device": device,
     }

@@ -1,34 +1,42 @@
-"""The ledger: one row a unit of what came of it, written while embedding. Nobody opens shards to
-count.
+"""The ledger of a store: one row a unit of what came of it, written while embedding. Nobody opens
+shards to count.
 
 A unit is done when all its shards lie there. The ledger's newest rows may be lost with the driver;
 a shard also says in its own schema what it is part of, so that units done since are found again.
+Every driver writes files of its own; where two speak of one unit they say the same.
 """
 
 from __future__ import annotations
 
 import io
 import time
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from types import TracebackType
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
+from numpy.typing import NDArray
 
 from curate import storage
 from curate.cluster import over_tasks
 from curate.errors import CurateError, one_line
 from curate.runfiles import shards
-from curate.runfiles.files import RunFiles
-from curate.runfiles.plan import PlannedUnit
+from curate.runfiles.files import EmbeddingFiles
 
 WRITE_EVERY_S = 5.0
-READ_AT_ONCE = 256  # units whose shards one task asks what they are
+READ_AT_ONCE = 32  # files of a ledger
+GROUPS_AT_ONCE = 16  # folders of shards that one task looks into
 
 SCHEMA = pa.schema(
     {
-        "unit": pa.int64(),
+        "unit": pa.string(),  # its digest
         "seen": pa.int64(),
         "embedded": pa.int64(),
         "rejected": pa.int64(),
@@ -54,7 +62,7 @@ class UnitRecord:
     early, where it did.
     """
 
-    unit: int
+    unit: str
     seen: int
     embedded: int
     rejected: int
@@ -67,7 +75,7 @@ class UnitRecord:
 class PartRecord:
     """What came of one part of a unit: what its shard says of itself, and the shard's size."""
 
-    unit: int
+    unit: str
     part: int
     last: bool  # of its unit
     seen: int
@@ -97,43 +105,54 @@ def unit_of(parts: list[PartRecord]) -> UnitRecord | None:
 
 
 class Ledger:
-    """records: of all units that are done, by number. As a context it may be added to, and is
-    written every few seconds, and at the end."""
+    """What is done of the units of one encoder. As a context it may be added to, and is written
+    every few seconds, and at the end."""
 
-    def __init__(self, files: RunFiles, records: dict[int, UnitRecord]) -> None:
-        self.files, self.records = files, records
-        self.unwritten: list[UnitRecord] = []
+    def __init__(self, files: EmbeddingFiles, table: pa.Table) -> None:
+        """table: rows as in SCHEMA, each unit once."""
+        self.files, self.table = files, table
+        self.added: list[UnitRecord] = []
+        self.unwritten = 0  # the last so many of these
         self.written = time.monotonic()
+        self.name = uuid.uuid4().hex[:12]  # of this driver's files
 
     @staticmethod
-    def read(files: RunFiles) -> Ledger:
-        return Ledger(files, {record.unit: record for record in _read(files.ledger)})
+    def read(files: EmbeddingFiles, wanted: pa.ChunkedArray | None = None) -> Ledger:
+        """As it was written; of all units, or those `wanted` by their digests."""
+        return Ledger(files, _each_once(_read(files.ledger, wanted)))
 
     @staticmethod
-    def verified(files: RunFiles, units: list[PlannedUnit]) -> Ledger:
-        """What is done of the units, as the files stand.
+    def verified(files: EmbeddingFiles, wanted: pa.ChunkedArray) -> Ledger:
+        """What is done of the wanted units, as the files stand: rows whose shards are there, in the
+        sizes that they had, and units that no row speaks of, by their shards' own words.
 
-        Raises CurateError for a shard that is none of this run's.
+        Raises CurateError for a shard that is none of this store's.
         """
-        there = {name: storage.sizes_in(files.shards(name)) for name in ("target", "open")}
-        rejects = storage.sizes_in(files.rejected).keys()
-        written = Ledger.read(files).records
-        records: dict[int, UnitRecord] = {}
-        unknown: list[tuple[PlannedUnit, dict[int, int]]] = []
-        parts = {name: _by_unit(sizes) for name, sizes in there.items()}
-        refused = _by_unit(dict.fromkeys(rejects, 0))
-        for unit in units:
-            sizes = parts[unit.set].get(unit.number, {})
-            record = written.get(unit.number)
-            if record is not None and _is_there(record, sizes, refused.get(unit.number, {})):
-                records[unit.number] = record
-            elif sizes:
-                unknown.append((unit, sizes))
-        ledger = Ledger(files, records)
-        for group in over_tasks(_recover, unknown, READ_AT_ONCE, files, refused):
-            records |= {record.unit: record for record in group}
-            ledger.unwritten += group  # who opens the run later trusts what is written
+        ledger = Ledger.read(files, wanted)
+        by_group: dict[str, list[str]] = defaultdict(list)
+        for digest in pc.unique(wanted).to_pylist():
+            by_group[digest[:2]].append(digest)
+        written = _sizes(ledger.table)
+        asked = [
+            (name, [(digest, written.get(digest)) for digest in digests])
+            for name, digests in sorted(by_group.items())
+        ]
+        lost: list[str] = []
+        found: list[UnitRecord] = []
+        for group in over_tasks(_look, asked, GROUPS_AT_ONCE, files):
+            lost += group[0]
+            found += group[1]
+        if lost:
+            gone = pc.is_in(ledger.table["unit"], value_set=pa.array(lost, pa.string()))
+            ledger.table = ledger.table.filter(pc.invert(gone))
+        ledger.added, ledger.unwritten = found, len(found)
         return ledger
+
+    def rows_of(self, digests: pa.ChunkedArray) -> tuple[pa.Table, NDArray[np.int64]]:
+        """(table, its row for each of the digests, -1 where the unit is not done)."""
+        table = pa.concat_tables([self.table, _to_table(self.added)])
+        places = pc.index_in(digests, value_set=table["unit"])
+        return table, np.asarray(pc.fill_null(places, -1).to_numpy(), np.int64)
 
     def __enter__(self) -> Ledger:
         return self
@@ -150,90 +169,102 @@ class Ledger:
             self._append()
 
     def add(self, record: UnitRecord) -> None:
-        self.records[record.unit] = record
-        self.unwritten.append(record)
+        self.added.append(record)
+        self.unwritten += 1
         if time.monotonic() - self.written > WRITE_EVERY_S:
             self._append()
 
     def _append(self) -> None:
-        _write(storage.join(self.files.ledger, _next_name(self.files.ledger)), self.unwritten)
-        self.unwritten, self.written = [], time.monotonic()
+        number = len(self._own())
+        _write(self._file(number), self.added[len(self.added) - self.unwritten :])
+        self.unwritten, self.written = 0, time.monotonic()
 
     def _compact(self) -> None:
-        """All in one file; later files count where two speak of one unit."""
-        earlier = sorted(storage.names_in(self.files.ledger))
-        if not self.unwritten and len(earlier) == 1:
-            return
-        name = _next_name(self.files.ledger)
-        _write(
-            storage.join(self.files.ledger, name), [self.records[n] for n in sorted(self.records)]
-        )
-        for old in earlier:
-            storage.remove_tree(storage.join(self.files.ledger, old))
+        """This driver's files into one; those of others, who may be writing, stay."""
+        earlier = self._own()
+        if self.unwritten or len(earlier) > 1:
+            _write(self._file(len(earlier)), self.added)
+            for name in earlier:
+                storage.remove_tree(storage.join(self.files.ledger, name))
+            self.unwritten = 0
+
+    def _own(self) -> list[str]:
+        names = storage.names_in(self.files.ledger)
+        return sorted(name for name in names if name.startswith(self.name))
+
+    def _file(self, number: int) -> str:
+        return storage.join(self.files.ledger, f"{self.name}-{number:06d}.parquet")
 
 
-def _is_there(record: UnitRecord, sizes: dict[int, int], refused: dict[int, int]) -> bool:
-    expected = {part: shard.bytes for part, shard in enumerate(record.shards)}
-    return expected == sizes and bool(refused) == bool(record.rejected)
+def _sizes(table: pa.Table) -> dict[str, dict[int, int]]:
+    """Unit → part → bytes of its shard."""
+    columns = zip(table["unit"].to_pylist(), table["shards"].to_pylist(), strict=True)
+    return {unit: {n: one["bytes"] for n, one in enumerate(parts)} for unit, parts in columns}
 
 
-def _by_unit(sizes: dict[str, int]) -> dict[int, dict[int, int]]:
-    """Sizes of part-UUUUUU-PPPP files → unit → part → size."""
-    found: dict[int, dict[int, int]] = {}
-    for name, size in sizes.items():
-        words = name.partition(".")[0].split("-")
-        if len(words) == 3 and words[0] == "part":
-            found.setdefault(int(words[1]), {})[int(words[2])] = size
-    return found
+_Asked = tuple[str, list[tuple[str, dict[int, int] | None]]]
 
 
 @ray.remote
-def _recover(
-    group: list[tuple[PlannedUnit, dict[int, int]]],
-    files: RunFiles,
-    refused: dict[int, dict[int, int]],
-) -> list[UnitRecord]:
-    """Records of units that are whole, from their shards' own words."""
-    found = []
-    for unit, sizes in group:
-        parts = []
-        for part, size in sizes.items():
-            uri = files.shard(unit.set, unit.number, part)
-            try:
-                note = shards.read_note(uri)
-                # A reject that was written and is gone is lost, and the accounts will say so
-                kept = note["rejected"] if part in refused.get(unit.number, {}) else 0
-                parts.append(PartRecord(**{**note, "bytes": size, "rejected": kept}))
-            except (KeyError, TypeError) as error:
-                raise shards.not_of_this_run(uri, error) from error
-        record = unit_of(parts)
-        if record is not None:
-            found.append(record)
-    return found
+def _look(asked: list[_Asked], files: EmbeddingFiles) -> tuple[list[str], list[UnitRecord]]:
+    """Units whose shards are not as they were written, and units found by their shards."""
+    lost: list[str] = []
+    found: list[UnitRecord] = []
+    for group, units in asked:
+        there: dict[str, dict[int, int]] = defaultdict(dict)
+        for name, size in storage.sizes_in(files.group(group)).items():
+            digest, _, part = name.partition(".")[0].partition("-")
+            if part.isdigit():
+                there[digest][int(part)] = size
+        for digest, written in units:
+            sizes = there.get(digest, {})
+            if written is not None and written == sizes:
+                continue
+            if written is not None:
+                lost.append(digest)
+            record = unit_of([_recovered(files, digest, part, n) for part, n in sizes.items()])
+            if record is not None:
+                found.append(record)
+    return lost, found
 
 
-def _next_name(folder: str) -> str:
-    numbers = [int(name[5:11]) for name in storage.names_in(folder) if name.startswith("part-")]
-    return f"part-{max(numbers, default=-1) + 1:06d}.parquet"
+def _recovered(files: EmbeddingFiles, digest: str, part: int, size: int) -> PartRecord:
+    uri = files.shard(digest, part)
+    try:
+        return PartRecord(**{**shards.read_note(uri), "bytes": size})
+    except (KeyError, TypeError) as error:
+        raise shards.not_of_this_run(uri, error) from error
+
+
+def _to_table(records: Iterable[UnitRecord]) -> pa.Table:
+    return pa.Table.from_pylist([asdict(record) for record in records], SCHEMA)
 
 
 def _write(uri: str, records: list[UnitRecord]) -> None:
-    table = pa.Table.from_pylist([asdict(record) for record in records], SCHEMA)
-    shards.write_parquet(uri, table)
+    shards.write_parquet(uri, _to_table(records))
 
 
-def _read(folder: str) -> list[UnitRecord]:
-    """In the order of the files."""
-    found: list[UnitRecord] = []
-    for name in sorted(storage.names_in(folder)):
+def _each_once(table: pa.Table) -> pa.Table:
+    places = pc.index_in(table["unit"], value_set=table["unit"])  # of each unit's first row
+    first = pc.equal(places, pa.array(np.arange(len(table)), pa.int32()))
+    return table.filter(first)
+
+
+def _read(folder: str, wanted: pa.ChunkedArray | None) -> pa.Table:
+    def of(name: str) -> pa.Table:
         uri = storage.join(folder, name)
         try:
             table = pq.read_table(io.BytesIO(storage.read_bytes(uri)), schema=SCHEMA)
+        except FileNotFoundError:  # another driver has put it together with others of its own
+            return SCHEMA.empty_table()
         except (pa.ArrowException, OSError) as error:
             raise CurateError(
                 f"{uri}: damaged: {one_line(error)}; remove it and run again"
             ) from error
-        for row in table.to_pylist():
-            row["shards"] = [ShardRecord(**shard) for shard in row["shards"]]
-            found.append(UnitRecord(**row))
-    return found
+        if wanted is None:
+            return table
+        return table.filter(pc.is_in(table["unit"], value_set=pc.unique(wanted)))
+
+    names = sorted(storage.names_in(folder))
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        return pa.concat_tables([SCHEMA.empty_table(), *pool.map(of, names)])

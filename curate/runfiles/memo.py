@@ -18,7 +18,7 @@ from curate import __version__, storage
 from curate.errors import CurateError, one_line
 from curate.storage import Document
 
-LAYOUT = 2  # of the files under an output; a version that moves them counts on
+LAYOUT = 3  # of the files under an output; a version that moves them counts on
 OTHER_OUTPUT = "Set another output, or"
 START_OVER = "start over with --fresh"
 

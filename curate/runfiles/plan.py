@@ -1,105 +1,164 @@
-"""The frozen plan of a run: which units there are, in which order.
+"""The plan of a run: which units there are, in which order.
 
-Plan order is (unit, row in unit). It is fixed before any work starts and independent of how many
-workers there are, and it breaks every tie of the selection.
+Plan order is (unit, row in unit): the target's units, then the open sets' in the config's order. It
+is fixed before any image is read and independent of how many workers there are, and it breaks every
+tie of the selection. The driver holds a row a unit; what a unit is made of lies in files.
 """
 
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from curate import storage
+from curate import listing, storage
 from curate.errors import CurateError, one_line
-from curate.settings import RunSettings
-from curate.sources import Item, Unit, plan_source
+from curate.runfiles.files import PlanFiles, RunFiles
+from curate.settings import RunSettings, SourceSettings
+from curate.sources import Unit, plan_source
 
 SetName = Literal["target", "open"]
+SOURCES_AT_ONCE = 16
 
-_ITEM = pa.struct({"key": pa.string(), "uri": pa.string(), "label": pa.string()})
 SCHEMA = pa.schema(
     {
-        "unit": pa.int64(),
         "set": pa.string(),
         "source": pa.string(),
-        "uri": pa.string(),
+        "uri": pa.string(),  # of single files: the name of one beside the plan
+        "digest": pa.string(),
         "start": pa.int64(),
         "stop": pa.int64(),
-        "items": pa.list_(_ITEM),
+        "images": pa.int64(),
+        "size": pa.int64(),
+        "stamp": pa.string(),
     }
 )
 
 
 @dataclass(frozen=True)
 class PlannedUnit:
-    number: int
     set: SetName
     source: str
     unit: Unit
 
 
-def make(settings: RunSettings) -> list[PlannedUnit]:
-    """List every source: the target's units first, then the open sets' in the config's order."""
-    planned: list[PlannedUnit] = []
-    for set_name, sources in (("target", [settings.target]), ("open", settings.open)):
-        for source in sources:
-            for unit in plan_source(source, settings.embed.unit_images):
-                planned.append(PlannedUnit(len(planned), set_name, source.name, unit))  # type: ignore[arg-type]
-    return planned
+@dataclass(frozen=True)
+class Plan:
+    """table: a row a unit, in order."""
+
+    files: PlanFiles
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @cached_property
+    def digests(self) -> pa.ChunkedArray:
+        return self.table["digest"]
+
+    @cached_property
+    def is_open(self) -> NDArray[np.bool_]:
+        return np.asarray(pc.equal(self.table["set"], "open").to_numpy())
+
+    @property
+    def images(self) -> int | None:
+        """None where units do not say."""
+        if self.table["images"].null_count:
+            return None
+        return int(pc.sum(self.table["images"]).as_py() or 0)
+
+    def units(self, rows: pa.Array | None = None) -> list[PlannedUnit]:
+        """Some of the units, or all."""
+        table = self.table if rows is None else self.table.take(rows)
+        return list(from_table(table, self.files))
 
 
-def write(uri: str, plan: list[PlannedUnit]) -> None:
-    file = io.BytesIO()
-    pq.write_table(to_table(plan), file, compression="zstd")
-    storage.write_bytes(uri, file.getvalue())
+def by_name(settings: RunSettings) -> dict[tuple[SetName, str], SourceSettings]:
+    """Every source of a run by its set and name, in plan order."""
+    sources: dict[tuple[SetName, str], SourceSettings] = {}
+    sources["target", settings.target.name] = settings.target
+    for source in settings.open:
+        sources["open", source.name] = source
+    return sources
 
 
-def read(uri: str) -> list[PlannedUnit]:
-    try:
-        return from_table(pq.read_table(io.BytesIO(storage.read_bytes(uri))))
-    except FileNotFoundError:
-        raise CurateError(f"{uri}: no such file; run the same `curate run` again") from None
-    except pa.ArrowException as error:
-        raise CurateError(f"{uri}: damaged: {one_line(error)}; start over with --fresh") from error
+def from_table(table: pa.Table, files: PlanFiles) -> Iterator[PlannedUnit]:
+    for row in table.to_pylist():
+        set_name, source = row.pop("set"), row.pop("source")
+        if "/" not in row["uri"]:
+            row["uri"] = storage.join(files.folder, row["uri"])
+        yield PlannedUnit(set_name, source, Unit(**row))
 
 
-def to_table(plan: list[PlannedUnit]) -> pa.Table:
+def make(settings: RunSettings, files: PlanFiles) -> Plan:
+    """List every source, on tasks, all sources at once."""
+
+    def units_of(one: tuple[tuple[SetName, str], SourceSettings]) -> pa.Table:
+        (set_name, _), source = one
+        place = files.single_files(f"{set_name}-{source.name}")
+        units = plan_source(source, settings.embed.unit_images, place)
+        return _to_table(set_name, source.name, units, files)
+
+    with ThreadPoolExecutor(SOURCES_AT_ONCE) as pool:
+        return Plan(files, pa.concat_tables(pool.map(units_of, by_name(settings).items())))
+
+
+def _to_table(set_name: SetName, source: str, units: list[Unit], files: PlanFiles) -> pa.Table:
+    above = files.folder + "/"
     rows = [
-        {
-            "unit": planned.number,
-            "set": planned.set,
-            "source": planned.source,
-            "uri": planned.unit.uri,
-            "start": planned.unit.start,
-            "stop": planned.unit.stop,
-            "items": None
-            if planned.unit.items is None
-            else [
-                {"key": item.key, "uri": item.uri, "label": item.label}
-                for item in planned.unit.items
-            ],
-        }
-        for planned in plan
+        {"set": set_name, "source": source, **asdict(unit), "uri": unit.uri.removeprefix(above)}
+        for unit in units
     ]
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    return pa.Table.from_pylist(rows, SCHEMA)
 
 
-def from_table(table: pa.Table) -> list[PlannedUnit]:
-    return [
-        PlannedUnit(
-            row["unit"],
-            row["set"],
-            row["source"],
-            Unit(
-                row["uri"],
-                None if row["items"] is None else tuple(Item(**item) for item in row["items"]),
-                row["start"],
-                row["stop"],
-            ),
-        )
-        for row in table.to_pylist()
-    ]
+def write(plan: Plan) -> None:
+    """Last of what a plan is made of: where it is, the plan is whole."""
+    file = io.BytesIO()
+    pq.write_table(plan.table, file, compression="zstd")
+    storage.write_bytes(plan.files.units, file.getvalue())
+
+
+def newest(run: RunFiles) -> Plan | None:
+    """The plan in force; None where there is none yet."""
+    for number in _numbers(run)[::-1]:
+        files = run.plan(number)
+        if storage.exists(files.units):
+            return read(files)
+    return None
+
+
+def next_files(run: RunFiles) -> PlanFiles:
+    """Where another plan may be made."""
+    return run.plan(max(_numbers(run), default=-1) + 1)
+
+
+def remove_others(run: RunFiles, kept: Plan) -> None:
+    """Plans that are not in force any more, or were never finished."""
+    for number in _numbers(run):
+        files = run.plan(number)
+        if files != kept.files:
+            storage.remove_tree(files.folder)
+
+
+def _numbers(run: RunFiles) -> list[int]:
+    return sorted(int(name) for name in listing.folders_in(run.plans) if name.isdigit())
+
+
+def read(files: PlanFiles) -> Plan:
+    try:
+        data = storage.read_bytes(files.units)
+        return Plan(files, pq.read_table(io.BytesIO(data), schema=SCHEMA))
+    except (pa.ArrowException, OSError) as error:
+        raise CurateError(
+            f"{files.units}: damaged: {one_line(error)}; remove it and run again"
+        ) from error

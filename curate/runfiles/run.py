@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import platform
 from dataclasses import dataclass
@@ -10,12 +11,12 @@ from importlib.metadata import version
 
 from curate import __version__, storage
 from curate.errors import CurateError
-from curate.runfiles import accounts, plan
+from curate.runfiles import accounts, changes, plan, store
 from curate.runfiles.accounts import Counts
-from curate.runfiles.files import RunFiles
+from curate.runfiles.files import EmbeddingFiles, RunFiles
 from curate.runfiles.ledger import Ledger
 from curate.runfiles.memo import START_OVER, Inputs, Memo, check_layout, digest
-from curate.runfiles.plan import PlannedUnit, SetName
+from curate.runfiles.plan import Plan, SetName
 from curate.runfiles.shards import Shard
 from curate.runfiles.summary import Summary
 from curate.settings import RunSettings, load
@@ -49,28 +50,41 @@ class Run:
 
     files: RunFiles
     settings: RunSettings
-    fingerprint: Inputs  # what decides the embeddings
+    fingerprint: Inputs  # what decides what becomes of an image
     versions: dict[str, str]  # of what wrote it
 
     @staticmethod
-    def begin(settings: RunSettings, fingerprint: Inputs) -> Run:
-        """Go on with what lies under `output`, or plan a new run and freeze the plan on disk.
+    def begin(settings: RunSettings, fingerprint: Inputs, *, accept_changes: bool = False) -> Run:
+        """Plan the run; go on with what an earlier one left under `output` and in the store.
 
-        Raises CurateError, saying what differs, where another run's files are in the way.
+        accept_changes: whether inputs may be others than they were.
+
+        Raises CurateError, saying what differs, where another encoder's run is in the way, and,
+        naming them, where inputs changed or are gone.
         """
         files = RunFiles(settings.output)
         memo = Memo(files.memo)
-        # The memo is written after the plan: where there is one, there is a whole plan
-        if memo.refuse_other(fingerprint):
-            units = plan.read(files.plan)
-            log.info("plan: %d units, of the run at %s", len(units), settings.output)
-        else:
-            units = plan.make(settings)
-            plan.write(files.plan, units)
-            log.info("plan: %d units", len(units))
+        earlier = memo.refuse_other(fingerprint)
+        before = plan.newest(files) if earlier else None
+        made = plan.next_files(files)
+        try:
+            now = plan.make(settings, made)
+            if before is not None and before.table.equals(now.table):
+                now = before
+                log.info("plan: %d units, as before", len(now))
+            else:
+                if before is not None:
+                    _compare(before, now, settings, accept_changes)
+                plan.write(now)
+                log.info("plan: %d units", len(now))
+        except BaseException:
+            storage.remove_tree(made.folder)
+            raise
         versions = {"curate": __version__, "python": platform.python_version()}
         versions |= {package: version(package) for package in PACKAGES}
         memo.write(fingerprint, settings=load.as_written(settings), versions=versions)
+        plan.remove_others(files, now)
+        store.enter(settings, fingerprint)
         return Run(files, settings, fingerprint, versions)
 
     @staticmethod
@@ -98,23 +112,30 @@ class Run:
         return Run(files, parsed, made_from, versions)
 
     @cached_property
-    def units(self) -> list[PlannedUnit]:
-        return plan.read(self.files.plan)
+    def plan(self) -> Plan:
+        found = plan.newest(self.files)
+        if found is None:
+            raise CurateError(f"{self.files.plans}: no plan; run the same `curate run` again")
+        return found
+
+    @property
+    def embeddings(self) -> EmbeddingFiles:
+        return store.of_run(self.settings).embeddings(store.key(self.fingerprint))
 
     @cached_property
     def ledger(self) -> Ledger:
         """As it was written: to open a run that is done lists no folder, and reads no shard."""
-        return Ledger.read(self.files)
+        return Ledger.read(self.embeddings, self.plan.digests)
 
     def resumed(self) -> Ledger:
         """The ledger held against the files that are there, to go on from."""
-        ledger = Ledger.verified(self.files, self.units)
+        ledger = Ledger.verified(self.embeddings, self.plan.digests)
         self.__dict__["ledger"] = ledger  # as cached_property keeps it
         return ledger
 
     def counts(self) -> Counts:
         """Raises CurateError where the embedding is not done, or does not add up."""
-        return accounts.by_source(self.units, self.ledger.records, self.files)
+        return accounts.by_source(self.plan, self.ledger)
 
     def embedded(self) -> Embedded:
         """Raises CurateError as `counts` does."""
@@ -122,16 +143,37 @@ class Run:
         sets: dict[SetName, list[Shard]] = {"target": [], "open": []}
         sources: list[str] = []
         first: dict[SetName, int] = {"target": 0, "open": 0}
-        for unit in self.units:
-            for part, shard in enumerate(self.ledger.records[unit.number].shards):
-                if not shard.rows:
+        table, rows = self.ledger.rows_of(self.plan.digests)
+        parts_of = table["shards"].take(rows).to_pylist()
+        columns = (self.plan.table[name].to_pylist() for name in ("set", "source", "digest"))
+        files = self.embeddings
+        for set_name, source, unit, parts in zip(*columns, parts_of, strict=True):
+            for number, part in enumerate(parts):
+                if not part["rows"]:
                     continue
-                uri = self.files.shard(unit.set, unit.number, part)
-                sets[unit.set].append(Shard(uri, 0, shard.rows, first[unit.set]))
-                first[unit.set] += shard.rows
-                if unit.set == "open":
-                    sources.append(unit.source)
-        return Embedded(sets["target"], sets["open"], sources, digest(self.fingerprint))
+                uri = files.shard(unit, number)
+                sets[set_name].append(Shard(uri, 0, part["rows"], first[set_name]))
+                first[set_name] += part["rows"]
+                if set_name == "open":
+                    sources.append(source)
+        return Embedded(sets["target"], sets["open"], sources, self._digest())
+
+    def _digest(self) -> str:
+        """Of all embeddings, in plan order."""
+        known = hashlib.sha256(digest(self.fingerprint).encode())
+        for name in ("set", "source", "digest"):
+            known.update("\n".join(self.plan.table[name].to_pylist()).encode())
+        return known.hexdigest()
+
+
+def _compare(before: Plan, now: Plan, settings: RunSettings, accept: bool) -> None:
+    found = changes.between((Run.open(settings.output).settings, before), (settings, now))
+    if not accept:
+        found.refuse(settings.output)
+    log.info(
+        "plan: since the last one %d units are new, %d inputs changed, %d are gone",
+        *(found.units, len(found.changed), len(found.gone)),
+    )
 
 
 def summary_of(files: RunFiles) -> Summary:

@@ -81,27 +81,43 @@ def reject_table(rejects: list[Reject]) -> pa.Table:
     return pa.Table.from_pylist([vars(one) for one in rejects], REJECT_SCHEMA)
 
 
-def write_arrow(uri: str, table: pa.Table) -> int:
-    """→ the file's size, bytes."""
+def to_ipc(table: pa.Table) -> pa.Buffer:
+    """The bytes of an Arrow IPC file."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
-    data = sink.getvalue()
+    return sink.getvalue()
+
+
+def write_arrow(uri: str, table: pa.Table) -> int:
+    """→ the file's size, bytes."""
+    data = to_ipc(table)
     storage.write_bytes(uri, data)
     return int(data.size)
 
 
-def with_note(table: pa.Table, **note: Any) -> pa.Table:
-    """The table with what is to be known of it in its schema, which is read without its rows."""
-    return table.replace_schema_metadata({b"curate": json.dumps(note).encode()})
+def with_note(table: pa.Table, rejects: list[Reject], **note: Any) -> pa.Table:
+    """The table with what is to be known of it in its schema, which is read without its rows; the
+    images that are not in it, and why, among it: a shard says all of its part, or is not there."""
+    refused = [[one.key, one.uri, one.stage, one.reason] for one in rejects]  # whatever its source
+    said = {b"curate": note, b"rejected": refused}
+    return table.replace_schema_metadata({k: json.dumps(v).encode() for k, v in said.items()})
 
 
 def read_note(uri: str) -> Document:
     """What `with_note` left in a file, from its last few KB. Raises CurateError."""
+    return dict(_said(uri, b"curate"))
+
+
+def read_rejects(uri: str, source: str) -> list[Reject]:
+    """As `read_note`. source: of the unit, in the run that asks."""
+    return [Reject(source, *values) for values in _said(uri, b"rejected")]
+
+
+def _said(uri: str, key: bytes) -> Any:
     try:
         with storage.open_seekable(uri, block_bytes=1 << 16) as file:
-            note: Document = json.loads(pa.ipc.open_file(file).schema.metadata[b"curate"])
-            return note
+            return json.loads(pa.ipc.open_file(file).schema.metadata[key])
     except (pa.ArrowException, OSError, TypeError, KeyError, ValueError) as error:
         raise not_of_this_run(uri, error) from error
 

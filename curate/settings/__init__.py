@@ -11,7 +11,7 @@ from curate.settings.evaluation import (
     SegmentationSettings,
     SgdSettings,
 )
-from curate.settings.run import RunSettings
+from curate.settings.run import ManyRunsSettings, RunSettings
 from curate.settings.selection import CoresetSettings, EmbedSettings, EncoderSettings
 from curate.settings.sources import (
     KINDS,
@@ -48,6 +48,7 @@ __all__ = [
     "FinetuneSettings",
     "ImageFolderSettings",
     "ImageSettings",
+    "ManyRunsSettings",
     "OptimizerSettings",
     "ParquetSettings",
     "PretrainSettings",

@@ -21,7 +21,13 @@ from pydantic import ValidationError
 
 from curate import storage
 from curate.errors import CurateError, one_line
-from curate.settings import KINDS, ComparisonSettings, RunSettings, Settings
+from curate.settings import (
+    KINDS,
+    ComparisonSettings,
+    ManyRunsSettings,
+    RunSettings,
+    Settings,
+)
 from curate.storage import Document
 
 Root = TypeVar("Root", bound=Settings)
@@ -32,7 +38,20 @@ def load(path: str, overrides: list[str] | None = None) -> RunSettings:
 
     Raises CurateError naming the key, or the file, that is at fault.
     """
-    return parse(_read(path, overrides), path)
+    document = _read(path, overrides)
+    if "targets" in document and "target" not in document:
+        raise CurateError(f"{path}: targets: `curate run` alone takes several; set target")
+    return parse(document, path)
+
+
+def load_runs(path: str, overrides: list[str] | None = None) -> list[RunSettings]:
+    """The settings of a run, or of a run for each of the config's `targets`, as `load`."""
+    document = _read(path, overrides)
+    if "targets" not in document:
+        return [parse(document, path)]
+    if "target" in document:
+        raise CurateError(f"{path}: target and targets: set one of them")
+    return _validated(ManyRunsSettings, document, path).runs()
 
 
 def load_comparison(path: str, overrides: list[str] | None = None) -> ComparisonSettings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from curate.settings.base import AbsolutePath, Settings
+from curate.settings.base import AbsolutePath, Settings, SourceName
 from curate.settings.evaluation import EvaluateSettings
 from curate.settings.selection import CoresetSettings, EmbedSettings, EncoderSettings
 from curate.settings.sources import ImageSettings, Source, TargetSource
@@ -20,6 +20,7 @@ class CommonSettings(Settings):
     embed: EmbedSettings = EmbedSettings()
     coreset: CoresetSettings = CoresetSettings()
     pretrain: PretrainSettings | None = None
+    store: AbsolutePath | None = None  # of embeddings, for any number of runs; the output's own
     output: AbsolutePath
 
     @model_validator(mode="after")
@@ -36,3 +37,25 @@ class RunSettings(CommonSettings):
 
     target: TargetSource
     evaluate: EvaluateSettings | None = None
+
+
+class ManyRunsSettings(CommonSettings):
+    """A run for each of several targets, under `output`, with one store."""
+
+    targets: dict[SourceName, TargetSource] = Field(min_length=1)
+
+    def runs(self) -> list[RunSettings]:
+        shared = {name: getattr(self, name) for name in CommonSettings.model_fields}
+        shared["store"] = self.store or f"{self.output.rstrip('/')}/embeddings"
+        return [
+            RunSettings(
+                **shared | {"target": target, "output": f"{self.output.rstrip('/')}/{name}"}
+            )
+            for name, target in self.targets.items()
+        ]
+
+    @model_validator(mode="after")
+    def _not_the_store(self) -> ManyRunsSettings:
+        if "embeddings" in self.targets:
+            raise ValueError("targets.embeddings: the store has that name; give it another")
+        return self

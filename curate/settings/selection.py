@@ -47,7 +47,10 @@ class EmbedSettings(Settings):
     batch_size: int = Field(256, ge=1)
     device: Literal["auto", "cpu", "gpu"] = "auto"
     workers: int | None = Field(None, ge=1)  # actors; one a GPU, or one every 4 CPUs, where unset
-    unit_images: int = Field(1000, ge=1)  # files of a folder, or rows of a list, in one unit
+    unit_images: int = Field(1000, ge=1)  # files of a folder, or rows of a list, in a unit, about
+    attempts: int = Field(
+        5, ge=1
+    )  # at a unit that cannot be read, before it is left to another run
 
 
 class CoresetSettings(Settings):

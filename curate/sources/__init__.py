@@ -1,7 +1,7 @@
 """Image sets in: one module a kind, each with
 
-plan(settings, unit_images)     → units, in plan order: what is there, without reading any pixel
-read(settings, unit, max_bytes) → items, in plan order: one for every image of the unit
+plan(settings, unit_images, place)            → units, in plan order, without reading any pixel
+read(settings, unit, max_bytes, last_attempt) → items, in plan order: one for every image of it
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from types import ModuleType
 
+from curate import storage
 from curate.errors import CurateError, one_line
 from curate.settings import SourceSettings
 from curate.sources import image_folder, parquet, url_list, webdataset
-from curate.sources.base import Item, Unit
+from curate.sources.base import Item
+from curate.sources.units import Changed, Unit
 
 KINDS: dict[str, ModuleType] = {
     "image_folder": image_folder,
@@ -21,16 +23,18 @@ KINDS: dict[str, ModuleType] = {
     "url_list": url_list,
 }
 
-__all__ = ["KINDS", "Item", "Unit", "plan_source", "read_unit"]
+__all__ = ["KINDS", "Changed", "Item", "Unit", "lost", "plan_source", "read_unit"]
 
 
-def plan_source(source: SourceSettings, unit_images: int) -> list[Unit]:
-    """The units of one source.
+def plan_source(source: SourceSettings, unit_images: int, place: str) -> list[Unit]:
+    """The units of one source, made by Ray tasks.
+
+    place: beginning of the names of files that may be written, of what units are made of.
 
     Raises CurateError naming the source where there is nothing to read, or no reading it.
     """
     try:
-        units: list[Unit] = KINDS[source.kind].plan(source, unit_images)  # type: ignore[attr-defined]
+        units: list[Unit] = KINDS[source.kind].plan(source, unit_images, place)  # type: ignore[attr-defined]
     except CurateError as error:
         raise CurateError(f"source {source.name}: {error}") from error
     except Exception as error:  # object stores' clients have exceptions of their own
@@ -43,21 +47,52 @@ def plan_source(source: SourceSettings, unit_images: int) -> list[Unit]:
     return units
 
 
-def read_unit(source: SourceSettings, unit: Unit, max_bytes: int) -> Iterator[Item]:
-    """The images of one unit; what cannot be read is an item with an `error`, no exception, and so
-    is an image of more than max_bytes.
+def read_unit(
+    source: SourceSettings, unit: Unit, max_bytes: int, *, last_attempt: bool = True
+) -> Iterator[Item]:
+    """The images of one unit; one that is damaged, gone or of more than max_bytes is an item with
+    an `error`, no exception. As many items as the plan expects, where it does.
 
-    As many items as the plan expects, where it does: an image that has gone since is one of them.
+    last_attempt: whether nobody will try again what a web server does not give now.
+
+    Raises storage.Unavailable where it cannot be read now, Changed where it is not what was
+    planned; some items may have come by then.
     """
-    reason = "gone since the run was planned"
-    given = 0
+    given, reason = 0, "gone since the run was planned"
     try:
-        for item in KINDS[source.kind].read(source, unit, max_bytes):  # type: ignore[attr-defined]
+        for item in KINDS[source.kind].read(source, unit, max_bytes, last_attempt):  # type: ignore[attr-defined]
             given += 1
             yield item
+    except (storage.Unavailable, Changed):
+        raise
+    except FileNotFoundError as error:
+        raise Changed(f"{unit.uri}: gone since it was planned") from error
     except Exception as error:  # whatever a filesystem or a damaged file raises
-        reason = f"not readable: {type(error).__name__}: {one_line(error, 200)}; the rest is lost"
+        what = f"{type(error).__name__}: {one_line(error, 200)}"
+        if not _is_damage(error, unit.uri):
+            raise storage.Unavailable(f"{unit.uri}: {what}") from error
+        reason = f"not readable: {what}"
         if unit.images is None:
-            yield Item(key="", uri=unit.uri, error=reason)
+            yield from lost(unit, reason)
+    if unit.images is not None:
+        yield from lost(unit, reason, given)
+
+
+def lost(unit: Unit, reason: str, given: int = 0) -> Iterator[Item]:
+    """In place of the images that a unit does not give, beyond so many that it gave: as many items,
+    where the plan knows how many, else one for all."""
+    if unit.images is None:
+        yield Item(key="", uri=unit.uri, error=f"{reason}; the rest is lost")
     for missing in range(given, unit.images or 0):
         yield Item(key=f"#{missing}", uri=unit.uri, error=reason)
+
+
+# Whose exceptions speak of the bytes, not of the way to them
+PARSERS = {"builtins", "pyarrow", "tarfile", "zlib", "struct", "_csv"}
+
+
+def _is_damage(error: Exception, uri: str) -> bool:
+    if isinstance(error, OSError):
+        # Arrow's own, of damaged bytes, has no number
+        return (type(error) is OSError and error.errno is None) or storage.is_lasting(error, uri)
+    return type(error).__module__.partition(".")[0] in PARSERS or storage.is_lasting(error, uri)

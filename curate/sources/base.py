@@ -38,35 +38,6 @@ class Item:
     error: str | None = None
 
 
-@dataclass(frozen=True)
-class Unit:
-    """What one reader takes at a time, and one file of embeddings holds.
-
-    Either `items` lists single files, or `uri` is an archive or table of which `start` to `stop`
-    is meant: rows of a Parquet file, images of a tar (`stop` None: to its end).
-    """
-
-    uri: str
-    items: tuple[Item, ...] | None = None
-    start: int = 0
-    stop: int | None = None
-
-    @property
-    def images(self) -> int | None:
-        """How many images there will be, where that is known before reading."""
-        if self.items is not None:
-            return len(self.items)
-        return None if self.stop is None else self.stop - self.start
-
-
-def file_units(uri: str, items: list[Item], unit_images: int) -> list[Unit]:
-    """Single files cut into units."""
-    return [
-        Unit(uri, items=tuple(items[start : start + unit_images]))
-        for start in range(0, len(items), unit_images)
-    ]
-
-
 def place_beside(uri: str, path: str) -> str:
     """A path that stands in a list or table: relative to that file, unless it says otherwise."""
     path = names.escaped(path)
@@ -84,7 +55,9 @@ def within(item: Item, max_bytes: int) -> Item:
 
 def missing_column(uri: str, setting: str, column: str, columns: Sequence[str]) -> CurateError:
     known = (
-        f"set {setting} to one of {', '.join(columns)}" if columns else "it has no columns at all"
+        f"set {setting} to one of {one_line(', '.join(columns))}"
+        if columns
+        else "it has no columns at all"
     )
     return CurateError(f"{uri}: no column {column!r}; {known}")
 

@@ -11,7 +11,7 @@ from itertools import groupby
 from curate import storage
 from curate.settings import ParquetSettings, SourceSettings
 from curate.sources import parquet
-from curate.sources.base import REMOTE_READS, Item, Row, Unit, read_files, trouble, within
+from curate.sources.base import REMOTE_READS, Item, Row, read_files, trouble, within
 
 ROWS_APART = 1000  # rows of a table further apart than this are read apart
 
@@ -84,7 +84,8 @@ def _read_rows(
     error = "no such row"
     try:
         for first, last in _runs(sorted(wanted)):
-            for item in parquet.read(settings, Unit(uri, start=first, stop=last + 1), max_bytes):
+            images = parquet.read_rows(settings, uri, range(first, last + 1), max_bytes)
+            for item in read_files(images, max_bytes):
                 if item.row in wanted:
                     found[item.row] = item
     except Exception as failure:  # whatever a filesystem or a damaged file raises

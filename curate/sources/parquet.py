@@ -7,65 +7,97 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 
 from curate import listing, storage
+from curate.cluster import over_tasks
 from curate.errors import CurateError, one_line
+from curate.listing import FileInfo
 from curate.settings import ParquetSettings
-from curate.sources.base import Item, Row, Unit, missing_column, place_beside, read_files, within
+from curate.sources.base import Item, Row, missing_column, place_beside, read_files, within
+from curate.sources.units import Unit, check_unchanged, digest_of
 
-FOOTERS_AT_ONCE = 32  # planning reads one footer a file
+FOOTERS_AT_ONCE = 32  # that one task reads while planning
 ROWS_AT_ONCE = 128
 
 
-def plan(source: ParquetSettings, unit_images: int) -> list[Unit]:
+def plan(source: ParquetSettings, unit_images: int, place: str) -> list[Unit]:
     """Units of `unit_images` rows or more: whole row groups, the least that Parquet reads."""
     files = listing.expand(source.path)
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        groups_of = list(pool.map(lambda file: _row_groups(source, file.uri), files))
-    left = source.limit
+    found = over_tasks(_row_groups, files, FOOTERS_AT_ONCE, source)
     units: list[Unit] = []
-    for file, groups in zip(files, groups_of, strict=True):
-        start = end = 0
-        for rows in groups:
-            end += rows
-            if end - start >= unit_images:
-                units.append(Unit(file.uri, start=start, stop=end))
-                start = end
-        if end > start:
-            units.append(Unit(file.uri, start=start, stop=end))
-    if left is None:
-        return units
-    kept = []
+    for file, groups in zip(files, (one for some in found for one in some), strict=True):
+        start = end = size = 0
+        for number, (rows, bytes_) in enumerate(groups, 1):
+            end, size = end + rows, size + bytes_
+            if end - start >= unit_images or (number == len(groups) and end > start):
+                units.append(_unit(source, file, start, end, size))
+                start, size = end, 0
+    return units if source.limit is None else _limited(source, files, units)
+
+
+def _limited(source: ParquetSettings, files: list[FileInfo], units: list[Unit]) -> list[Unit]:
+    by_uri = {file.uri: file for file in files}
+    kept, left = [], source.limit or 0
     for unit in units:
         rows = min(left, unit.images or 0)
         if rows:
-            kept.append(Unit(unit.uri, start=unit.start, stop=unit.start + rows))
+            stop = unit.start + rows
+            kept.append(_unit(source, by_uri[unit.uri], unit.start, stop, unit.size))
         left -= rows
     return kept
 
 
-def read(source: ParquetSettings, unit: Unit, max_bytes: int) -> Iterator[Item]:
-    images = (_image_of(source, unit.uri, row, record) for row, record in _records(source, unit))
+def _unit(source: ParquetSettings, file: FileInfo, start: int, stop: int, size: int) -> Unit:
+    options = source.model_dump(mode="json", exclude={"name", "path", "limit"})
+    digest = digest_of("parquet", options, file.uri, file.size, file.stamp, start, stop)
+    return Unit(file.uri, digest, start, stop, stop - start, size, file.stamp)
+
+
+def read(source: ParquetSettings, unit: Unit, max_bytes: int, last_attempt: bool) -> Iterator[Item]:
+    """Raises Changed for another file than was planned."""
+    check_unchanged(unit)
+    assert unit.stop is not None
+    images = read_rows(source, unit.uri, range(unit.start, unit.stop), max_bytes)
     yield from read_files(
-        (within(image, max_bytes) for image in images),
+        images,
         max_bytes,
         allow_private=source.allow_private,
         listed_in=unit.uri,
+        last_attempt=last_attempt,
     )
 
 
-def _row_groups(source: ParquetSettings, uri: str) -> list[int]:
-    """Rows in each row group, after a look at the columns."""
+def read_rows(source: ParquetSettings, uri: str, rows: range, max_bytes: int) -> Iterator[Item]:
+    """The images of a run of rows, with their bytes where the table has them."""
+    for row, record in _records(source, uri, rows):
+        yield within(_image_of(source, uri, row, record), max_bytes)
+
+
+@ray.remote
+def _row_groups(files: list[FileInfo], source: ParquetSettings) -> list[list[tuple[int, int]]]:
+    """Rows and bytes of each row group of each file."""
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        return list(pool.map(lambda file: _row_groups_of(source, file.uri), files))
+
+
+def _row_groups_of(source: ParquetSettings, uri: str) -> list[tuple[int, int]]:
+    """Rows and bytes of each row group, after a look at the columns."""
+
+    def read() -> pq.FileMetaData:
+        with storage.open_seekable(uri, block_bytes=1 << 18) as file:
+            return pq.read_metadata(file)
+
     try:
-        with storage.open_seekable(uri) as file:
-            footer = pq.read_metadata(file)
+        footer = storage.with_retries(uri, read)
     except pa.ArrowException as error:
         raise CurateError(f"{uri}: not a Parquet file: {one_line(error)}") from error
     names = footer.schema.to_arrow_schema().names
     for setting, column in _columns(source).items():
         if column not in names:
             raise missing_column(uri, setting, column, names)
-    return [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
+    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    return [(group.num_rows, group.total_byte_size) for group in groups]
 
 
 def _columns(source: ParquetSettings) -> dict[str, str]:
@@ -79,15 +111,16 @@ def _columns(source: ParquetSettings) -> dict[str, str]:
     return {setting: column for setting, column in columns.items() if column}
 
 
-def _records(source: ParquetSettings, unit: Unit) -> Iterator[tuple[int, Row]]:
-    """(row in file, its columns) for the rows of the unit."""
-    with storage.open_seekable(unit.uri) as file:
-        table = pq.ParquetFile(file)
+def _records(source: ParquetSettings, uri: str, wanted: range) -> Iterator[tuple[int, Row]]:
+    """(row in file, its columns) of the wanted rows."""
+    with storage.open_seekable(uri) as file:
+        # A row group of many images is read in slices
+        table = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
         row, first = 0, 0
         groups: list[int] = []
         for i in range(table.num_row_groups):
             rows = table.metadata.row_group(i).num_rows
-            if row + rows > unit.start and (unit.stop is None or row < unit.stop):
+            if row + rows > wanted.start and row < wanted.stop:
                 if not groups:
                     first = row
                 groups.append(i)
@@ -98,7 +131,7 @@ def _records(source: ParquetSettings, unit: Unit) -> Iterator[tuple[int, Row]]:
         columns = sorted(set(_columns(source).values()))
         for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=columns):
             for record in batch.to_pylist():
-                if row >= unit.start and (unit.stop is None or row < unit.stop):
+                if row in wanted:
                     yield row, record
                 row += 1
 

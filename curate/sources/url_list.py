@@ -1,77 +1,198 @@
-"""A list of URLs or paths: a text file with one a line, or a CSV or TSV with a header."""
+"""A list of URLs or paths: a text file with one a line, or a CSV or TSV with a header.
+
+Plan order is the order of the lines. A unit is a run of bytes of the list, which its reader reads
+again: nowhere are the URLs of a whole list held, or written.
+"""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import zlib
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import accumulate
+
+import numpy as np
+import ray
 
 from curate import listing, names, storage
-from curate.errors import CurateError
+from curate.cluster import over_tasks
+from curate.errors import CurateError, one_line
 from curate.settings import UrlListSettings
-from curate.sources.base import (
-    Item,
-    Unit,
-    file_units,
-    missing_column,
-    place_beside,
-    read_files,
-)
+from curate.sources.base import Item, missing_column, place_beside, read_files
+from curate.sources.records import Range, Record, read_bytes, split
+from curate.sources.units import Changed, Unit, cuts, digest_of
+
+RANGE_BYTES = 16 << 20  # of a list that one task cuts into units
+RANGES_AT_ONCE = 4
+HEADER_BYTES = 1 << 20
+DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
-def plan(source: UrlListSettings, unit_images: int) -> list[Unit]:
-    units: list[Unit] = []
-    left = source.limit
+def plan(source: UrlListSettings, unit_images: int, place: str) -> list[Unit]:
+    ranges: list[Range] = []
     for file in listing.expand(source.path):
-        text = storage.read_bytes(file.uri).decode("utf-8-sig", "surrogateescape")
-        suffix = file.uri.rpartition(".")[2].lower()
-        if suffix in ("csv", "tsv"):
-            try:
-                items = _rows(source, file.uri, text, "," if suffix == "csv" else "\t")
-            except csv.Error as error:
-                raise CurateError(f"{file.uri}: not readable as {suffix}: {error}") from error
-        else:
-            lines = [line.strip() for line in text.splitlines()]
-            items = [_item(file.uri, line) for line in lines if line]
-        items.sort(key=lambda item: (item.key, item.uri))
-        items = items[:left]
-        if left is not None:
-            left -= len(items)
-        units.extend(file_units(file.uri, items, unit_images))
-    return units
+        end = file.size or len(storage.read_bytes(file.uri))  # some servers do not say
+        table = _delimiter(file.uri) is not None
+        starts = range(0, end, RANGE_BYTES)
+        own = [Range(file.uri, at, min(at + RANGE_BYTES, end), end, table) for at in starts]
+        if table:
+            _check_header(source, file.uri)
+            own = _with_quotes(own)
+        ranges += own
+    groups = over_tasks(_units_of, ranges, RANGES_AT_ONCE, source, unit_images)
+    return _limited(source, [unit for group in groups for unit in group])
 
 
-def read(source: UrlListSettings, unit: Unit, max_bytes: int) -> Iterator[Item]:
+def read(source: UrlListSettings, unit: Unit, max_bytes: int, last_attempt: bool) -> Iterator[Item]:
+    """Raises Changed where the list does not say any more what was planned."""
+    records, header = _records_of(unit), _header(unit.uri)
+    if _digest(source, unit.uri, header, records) != unit.digest:
+        raise Changed(f"{unit.uri}: changed since it was planned")
+    items = list(_items(source, unit.uri, header, records))
     yield from read_files(
-        unit.items or (), max_bytes, allow_private=source.allow_private, listed_in=unit.uri
+        items,
+        max_bytes,
+        allow_private=source.allow_private,
+        listed_in=unit.uri,
+        last_attempt=last_attempt,
     )
 
 
-def _rows(source: UrlListSettings, uri: str, text: str, delimiter: str) -> list[Item]:
-    table = csv.DictReader(io.StringIO(text), delimiter=delimiter)
-    header = [names.escaped(name) for name in table.fieldnames or []]
-    columns = {
-        "url_column": source.url_column,
-        "key_column": source.key_column,
-        "label_column": source.label_column,
-    }
-    for setting, column in columns.items():
-        if column and column not in header:
-            raise missing_column(uri, setting, column, header)
-    items = []
-    for record in table:
-        url = (record[source.url_column] or "").strip()
-        if url:  # a short row has None for what it lacks
-            key = record[source.key_column] if source.key_column else None
-            label = record[source.label_column] if source.label_column else None
-            items.append(_item(uri, url, key, label))
-    return items
+def says_still(source: UrlListSettings, unit: Unit) -> bool:
+    """Whether the list says where the unit was what it said then, whatever was added to it."""
+    try:
+        records, header = _records_of(unit), _header(unit.uri)
+    except FileNotFoundError:
+        return False
+    return _digest(source, unit.uri, header, records) == unit.digest
+
+
+def _limited(source: UrlListSettings, units: list[Unit]) -> list[Unit]:
+    left = source.limit
+    if left is None:
+        return units
+    kept: list[Unit] = []
+    for unit in units:
+        images = unit.images or 0
+        if images > left:
+            unit = _unit(source, unit.uri, _header(unit.uri), _records_of(unit)[:left])
+        kept.append(unit)
+        left -= unit.images or 0
+        if not left:
+            break
+    return kept
+
+
+def _with_quotes(ranges: list[Range]) -> list[Range]:
+    """Ranges of one CSV, each knowing whether it begins inside of quotes."""
+    counts = [count for group in over_tasks(_quotes, ranges, RANGES_AT_ONCE) for count in group]
+    before = [0, *accumulate(counts)]
+    if before[-1] % 2:
+        raise CurateError(f"{ranges[0].uri}: a quote in it is never closed; mend the list")
+    return [replace(one, inside=bool(n % 2)) for one, n in zip(ranges, before, strict=False)]
+
+
+@ray.remote
+def _quotes(ranges: list[Range]) -> list[int]:
+    return [one.quotes() for one in ranges]
+
+
+@ray.remote
+def _units_of(ranges: list[Range], source: UrlListSettings, unit_images: int) -> list[Unit]:
+    units = []
+    for one in ranges:
+        records, header = one.records(), _header(one.uri)
+        if one.csv and one.start == 0:
+            records = records[1:]  # the header
+        hashes = np.array([zlib.crc32(record.text) for record in records], np.uint32)
+        groups = [records[low:high] for low, high in cuts(hashes, unit_images)]
+        units += [_unit(source, one.uri, header, group) for group in groups]
+    return units
+
+
+def _unit(source: UrlListSettings, uri: str, header: list[str], records: list[Record]) -> Unit:
+    digest = _digest(source, uri, header, records)
+    return Unit(uri, digest, records[0].start, records[-1].stop, len(records))
+
+
+def _records_of(unit: Unit) -> list[Record]:
+    assert unit.stop is not None
+    data = read_bytes(unit.uri, unit.start, unit.stop)
+    return split(data, unit.start, _delimiter(unit.uri) is not None)
+
+
+def _digest(source: UrlListSettings, uri: str, header: list[str], records: list[Record]) -> str:
+    """Of what the records say; and of where the list lies, if they speak of places beside it."""
+    options = source.model_dump(mode="json", exclude={"name", "path", "limit"})
+    lines = [record.text for record in records]
+    absolute = not header and all(b"://" in line or line.startswith(b"/") for line in lines)
+    beside = "" if absolute else uri.rpartition("/")[0]
+    said = hashlib.sha256(b"\n".join(lines)).hexdigest()
+    return digest_of("url_list", options, header, beside, said)
+
+
+def _items(
+    source: UrlListSettings, uri: str, header: list[str], records: list[Record]
+) -> Iterator[Item]:
+    """One a record. Nothing in a list need be UTF-8."""
+    texts = [record.text.decode("utf-8", "surrogateescape") for record in records]
+    delimiter = _delimiter(uri)
+    if delimiter is None:
+        yield from (_item(uri, text) for text in texts)
+        return
+    rows = csv.DictReader(texts, fieldnames=header, delimiter=delimiter)
+    try:
+        for row in rows:
+            cell = {setting: row.get(column) for setting, column in _columns(source).items()}
+            url = (cell["url_column"] or "").strip()  # a short row has None for what it lacks
+            if url:
+                yield _item(uri, url, cell.get("key_column"), cell.get("label_column"))
+            else:
+                key = f"byte {records[rows.line_num - 1].start}"
+                yield Item(key=key, uri=uri, error="no URL in this row")
+    except csv.Error as error:
+        raise ValueError(f"not readable as CSV: {one_line(error)}") from error
 
 
 def _item(listed_in: str, url: str, key: str | None = None, label: str | None = None) -> Item:
-    """Of a line or row, of which nothing need be UTF-8."""
     return Item(
         key=names.escaped(key or url),
         uri=place_beside(listed_in, url),
         label=names.escaped(label) if label else None,
     )
+
+
+def _delimiter(uri: str) -> str | None:
+    """Of a table; None for a text."""
+    return DELIMITERS.get(uri.rpartition(".")[2].lower())
+
+
+def _header(uri: str) -> list[str]:
+    """A table's columns; none of a text."""
+    delimiter = _delimiter(uri)
+    if delimiter is None:
+        return []
+    first = split(read_bytes(uri, 0, HEADER_BYTES), 0, csv=True)[:1]
+    text = io.StringIO("".join(one.text.decode("utf-8", "surrogateescape") for one in first))
+    rows = csv.reader(text, delimiter=delimiter)
+    return [names.escaped(name) for name in next(rows, [])]
+
+
+def _check_header(source: UrlListSettings, uri: str) -> None:
+    header = _header(uri)
+    for setting, column in _columns(source).items():
+        if column not in header:
+            raise missing_column(uri, setting, column, header)
+
+
+def _columns(source: UrlListSettings) -> dict[str, str]:
+    """Setting → the column that it names."""
+    columns = {
+        "url_column": source.url_column,
+        "key_column": source.key_column,
+        "label_column": source.label_column,
+    }
+    return {setting: column for setting, column in columns.items() if column}

@@ -11,38 +11,65 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import BinaryIO
 
-from curate import listing, names, storage
-from curate.errors import CurateError, one_line
-from curate.settings import WebDatasetSettings
-from curate.sources.base import IMAGE_EXTENSIONS, Item, Unit, within
+import ray
 
+from curate import listing, names, storage
+from curate.cluster import over_tasks
+from curate.errors import CurateError, one_line
+from curate.listing import FileInfo
+from curate.settings import WebDatasetSettings
+from curate.sources.base import IMAGE_EXTENSIONS, Item, within
+from curate.sources.units import Unit, check_unchanged, digest_of
+
+HEADER_BYTES = 8 << 10  # read at a time where headers alone are wanted
 LABEL_BYTES = 4096  # a longer sidecar is no label
 BLOCK = 512  # bytes; a tar is headers and padded files in such blocks, and two empty ones to end
 
 
-def plan(source: WebDatasetSettings, unit_images: int) -> list[Unit]:
-    """One unit a tar. Only a limit makes it look inside, as far as the limit goes."""
+def plan(source: WebDatasetSettings, unit_images: int, place: str) -> list[Unit]:
+    """One unit a tar. Only a limit makes it look inside, at headers, as far as the limit goes."""
     files = listing.expand(source.path)
     for file in files:
         if not file.uri.endswith(".tar"):
             raise CurateError(f"{file.uri}: not a .tar; decompress archives, or narrow the pattern")
     if source.limit is None:
-        return [Unit(file.uri) for file in files]
-    units, left = [], source.limit
-    for file in files:
-        images = len(_index(file.uri))
-        if images:
-            units.append(Unit(file.uri, stop=min(left, images)))
-        left -= min(left, images)
-        if left == 0:
-            break
+        return [_unit(file) for file in files]
+    units, left, wave = [], source.limit, 4
+    while files and left:
+        some, files = files[:wave], files[wave:]
+        for file, images in zip(some, over_tasks(_count, some, 1), strict=True):
+            if images and left:
+                units.append(_unit(file, min(left, images), whole=images <= left))
+                left -= min(left, images)
+        wave *= 2
     return units
 
 
-def read(source: WebDatasetSettings, unit: Unit, max_bytes: int) -> Iterator[Item]:
+def _unit(file: FileInfo, images: int | None = None, whole: bool = True) -> Unit:
+    stop = None if whole else images
+    digest = digest_of("webdataset", file.uri, file.size, file.stamp, stop)
+    return Unit(file.uri, digest, 0, stop, images, file.size, file.stamp)
+
+
+@ray.remote
+def _count(files: list[FileInfo]) -> int:
+    """Images of one tar. Of a remote one, headers are read and bodies stepped over."""
+    [file] = files
+
+    def count() -> int:
+        with storage.open_seekable(file.uri, block_bytes=HEADER_BYTES) as tar:
+            return len(_items_of(tar, file.uri, labelled=False))
+
+    return storage.with_retries(file.uri, count)
+
+
+def read(
+    source: WebDatasetSettings, unit: Unit, max_bytes: int, last_attempt: bool
+) -> Iterator[Item]:
     """Images sorted by key; a damaged archive gives what it still holds, then an item with the
-    damage."""
+    damage. Raises Changed for another archive than was planned."""
     with _local_copy(unit.uri) as file:
+        check_unchanged(unit)
         for item in _items_of(file, unit.uri)[unit.start : unit.stop]:
             yield _with_bytes(within(item, max_bytes), file)
 
@@ -55,11 +82,6 @@ def _with_bytes(item: Item, file: BinaryIO) -> Item:
     if len(data) < item.size:
         return replace(item, error="the archive ends inside this image")
     return replace(item, data=data)
-
-
-def _index(uri: str) -> list[Item]:
-    with _local_copy(uri) as file:
-        return _items_of(file, uri)
 
 
 @contextmanager
@@ -82,8 +104,8 @@ def _local_copy(uri: str) -> Iterator[BinaryIO]:
         yield copy
 
 
-def _items_of(file: BinaryIO, uri: str) -> list[Item]:
-    """Every image, with the label from its sidecar, sorted by key."""
+def _items_of(file: BinaryIO, uri: str, *, labelled: bool = True) -> list[Item]:
+    """Every image, with the label from its sidecar if wanted, sorted by key."""
     members, damage = _members_of(file)
     named = [(*_split(names.escaped(name)), place) for name, place in _places_of(members)]
     plain = {stem for stem, middle, ext, _ in named if not middle and ext in IMAGE_EXTENSIONS}
@@ -92,6 +114,8 @@ def _items_of(file: BinaryIO, uri: str) -> list[Item]:
     for stem, middle, extension, place in named:
         key = stem + middle
         if extension == "cls" and not isinstance(place, str) and place.size < LABEL_BYTES:
+            if not labelled:
+                continue
             file.seek(place.offset_data)
             label = file.read(place.size)
             if len(label) == place.size:
@@ -171,5 +195,6 @@ def _file_of(
     if found is not None and found.isfile():
         return found
     if member.issym() or member.islnk():
-        return f"a link to {names.escaped(member.linkname)}, which is no file of the archive"
+        link = one_line(names.escaped(member.linkname), 200)
+        return f"a link to {link}, which is no file of the archive"
     return "not a regular file"

@@ -73,6 +73,9 @@ def test_errors_name_file_and_column(root: str) -> None:
     assert "no images" in error_of("url_list", storage.join(root, "empty.txt"))
     assert "matches no file" in error_of("url_list", storage.join(root, "gone.txt"))
     write(root, {"long.csv": b"url\n" + b"x" * 200_000})
+    write(root, {"odd.csv": b'"a\nb","' + b"c" * 1000 + b'"\n1.jpg,a\n'})
+    odd = error_of("url_list", storage.join(root, "odd.csv"))
+    assert "url_column to one of a b, ccc" in odd and len(odd) < 600
     assert "not readable as csv" in error_of("url_list", storage.join(root, "long.csv"))
 
 

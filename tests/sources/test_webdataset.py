@@ -232,6 +232,14 @@ def test_links_inside_of_a_tar_are_images(root: str) -> None:
     assert read("webdataset", f"{root}/a.tar", limit=4) == items[:4]
 
 
+def test_a_reason_is_a_short_line_whatever_a_link_names(root: str) -> None:
+    link = member("a.jpg", tarfile.SYMTYPE, "deep/" * 200 + "b\nc.jpg")
+    write(root, {"a.tar": tar_of([link])})
+    (item,) = read("webdataset", f"{root}/a.tar")
+    assert item.error and "a link to deep/deep/" in item.error
+    assert "\n" not in item.error and len(item.error) < 300
+
+
 def test_what_is_named_like_an_image_and_is_none(root: str) -> None:
     soft = tarfile.SYMTYPE
     members = [
