@@ -268,8 +268,7 @@ def _create(fs: fsspec.AbstractFileSystem, path: str, data: bytes) -> None:
 def open_whole(uri: str) -> Iterator[BinaryIO]:
     """A stream to write a file that is there when the block ends, and never where it fails.
 
-    For other filesystems than the local one it is collected here, then uploaded, in parts where it
-    is large, as often as that takes.
+    For other filesystems than the local one it is collected here, then uploaded.
     """
     fs, path = filesystem(uri)
     local = isinstance(fs, LocalFileSystem)

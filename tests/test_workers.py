@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from curate.dataset import materialise
+from curate.dataset import copying, materialise, wanted
 from curate.embedding.parts import read_parts
 from curate.images import Preprocessing
 from curate.runfiles import plan
@@ -79,12 +79,13 @@ def test_a_reader(settings: Any) -> None:
 
 
 def test_a_copier(settings: Any, tmp_path: Path) -> None:
-    [piece] = materialise._pieces(settings, ["target"], {})
+    files = TrainingSetFiles(str(tmp_path / "data"))
+    wanted.write_list._function(files, materialise._asked(settings, ["target"]))
 
     @ray.remote(runtime_env=fresh())
     def copy() -> tuple[int, list[str]]:
-        files = TrainingSetFiles(str(tmp_path / "data"))
-        copied = materialise._copy._function(piece, {}, files, 0, 1 << 20)
-        return sum(part[1] for part in copied.parts), [m for m in HEAVY if m in sys.modules]
+        copied = copying.copy(files, 0, {"target": settings.target}, 1 << 20)
+        assert isinstance(copied, copying.Copied)
+        return sum(part.images for part in copied.parts), [m for m in HEAVY if m in sys.modules]
 
     assert ray.get(copy.remote()) == (24, [])

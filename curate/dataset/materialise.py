@@ -1,74 +1,55 @@
-"""Target, coresets and open set, in any union → a training set on disk, byte for byte, on Ray."""
+"""Target, coresets and open set, in any union → a training set on disk, byte for byte, on Ray.
+
+list ──> pieces, each copied by a task of its own ──> index
+
+What is made lies beside what it is made from, piece by piece: a call that finds the same request
+half made goes on with the pieces that are missing.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
 from curate import storage
-from curate.cluster import results
-from curate.dataset.training_set import SCHEMA, Index, read_index
+from curate.cluster import over_tasks, results
+from curate.dataset.copying import Copied, NotNow, Sources, copy_piece
+from curate.dataset.training_set import Index, read_index
+from curate.dataset.wanted import Asked, Listed, digest_of, write_list
 from curate.errors import CurateError, one_line
 from curate.runfiles import shards
 from curate.runfiles.files import RunFiles, TrainingSetFiles
-from curate.runfiles.memo import Inputs
-from curate.runfiles.shards import Reject
+from curate.runfiles.memo import Inputs, Memo
 from curate.settings import RunSettings, SourceSettings
-from curate.sources import Item, Unit, plan_source, read_unit
-from curate.sources.located import read_located
 
 log = logging.getLogger(__name__)
 
-PART_BYTES = 256 << 20  # of images in one file, and so in memory of one task
-UNIT_IMAGES = 1000  # files of a folder that one task copies
-ROWS_AT_ONCE = 4096  # of a manifest, one task's
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """What one task copies: a unit of a source, or rows of a manifest."""
-
-    source: SourceSettings | None = None
-    unit: Unit | None = None
-    rows: pa.Table | None = None
-    of_open: bool = False
-
-
-@dataclass(frozen=True)
-class _Copied:
-    parts: list[tuple[str, int, str]]  # file name, images, digest of their digests
-    rejects: list[Reject]
+FILES_AT_ONCE = 256  # small ones, that one task reads
+SOURCES = ("target", "open")  # what is no manifest
 
 
 def request(settings: RunSettings, data: list[str]) -> Inputs:
     """What a training set is to be made from: equal requests give equal sets."""
-    return _request(settings, data, _manifests(settings, data))
+    return _request(settings, data, _asked(settings, data))
 
 
-def _request(settings: RunSettings, data: list[str], manifests: dict[str, bytes]) -> Inputs:
-    asked: Inputs = {}
-    for name in data:
-        if name == "target":
-            asked[name] = settings.target.model_dump(mode="json")
-        elif name == "open":
-            asked[name] = [source.model_dump(mode="json") for source in settings.open]
-        else:
-            asked[name] = hashlib.sha256(manifests[name]).hexdigest()
-    return asked
+def _request(settings: RunSettings, data: list[str], asked: list[Asked]) -> Inputs:
+    made_from: Inputs = {}
+    for name, one in zip(data, asked, strict=True):
+        dumps = [source.model_dump(mode="json") for source in one.sources]
+        made_from[name] = one.digest or (dumps if name == "open" else dumps[0])
+    return made_from
 
 
 def check(settings: RunSettings, data: list[str]) -> None:
     """Raises CurateError where a manifest that `data` names is not there."""
     for name in data:
-        if name not in ("target", "open"):
+        if name not in SOURCES:
             uri = _manifest_uri(settings, name)
             if not storage.exists(uri):
                 raise _no_manifest(uri, name)
@@ -77,119 +58,38 @@ def check(settings: RunSettings, data: list[str]) -> None:
 def training_images(settings: RunSettings, data: list[str], folder: str) -> Index:
     """The images of `data`, in that order, as a training set under `folder`.
 
-    Raises CurateError for what cannot be found, and where too many images cannot be read.
+    Raises CurateError for what cannot be found, where too many images cannot be read, and where
+    some of them cannot be read now: running again goes on with these.
     """
-    manifests = _manifests(settings, data)
-    made_from = _request(settings, data, manifests)
-    return _materialise(
-        settings, made_from, lambda: _pieces(settings, data, manifests, folder), folder
-    )
+    asked = _asked(settings, data)
+    return _materialise(settings, _request(settings, data, asked), asked, folder)
 
 
 def labelled_images(settings: RunSettings, source: SourceSettings, folder: str) -> Index:
-    """One source's images, for a probe."""
-    place = TrainingSetFiles(folder).part("files")
-    pieces = lambda: map(partial(_Piece, source), plan_source(source, UNIT_IMAGES, place))  # noqa: E731
-    return _materialise(settings, {source.name: source.model_dump(mode="json")}, pieces, folder)
+    """One source's images, for a probe. Raises CurateError as `training_images` does."""
+    made_from = {source.name: source.model_dump(mode="json")}
+    return _materialise(settings, made_from, [Asked(sources=(source,))], folder)
 
 
-def _materialise(
-    settings: RunSettings,
-    made_from: Inputs,
-    listed: Callable[[], Iterable[_Piece]],
-    folder: str,
-) -> Index:
-    index = read_index(folder, made_from)
-    if index is not None:
-        return index
-    files = TrainingSetFiles(folder)
-    storage.remove_tree(folder)
-    pieces = list(listed())
-    named: dict[str, SourceSettings] = {source.name: source for source in settings.open}
-    copied: list[_Copied] = results(
-        [
-            _copy.remote(piece, named, files, number, settings.images.max_bytes)
-            for number, piece in enumerate(pieces)
-        ]
-    )
-    rejects = [row for one in copied for row in one.rejects]
-    if rejects:
-        shards.write_parquet(files.rejected, shards.reject_table(rejects))
-    parts = [part for one in copied for part in one.parts]
-    images = sum(rows for _, rows, _ in parts)
-    seen, limit = images + len(rejects), settings.images.max_rejected_fraction
-    if len(rejects) > limit * seen or not images:
-        raise CurateError(
-            f"images.max_rejected_fraction={limit}: {len(rejects)} of {seen} images to train on "
-            f"cannot be read; {files.rejected} says why"
-        )
-    of_open = [
-        sum(rows for _, rows, _ in one.parts)
-        for piece, one in zip(pieces, copied, strict=True)
-        if piece.of_open
-    ]
-    index = Index(
-        made_from,
-        [(name, rows) for name, rows, _ in parts],
-        images,
-        sum(of_open),
-        len(rejects),
-        hashlib.sha256("".join(digest for _, _, digest in parts).encode()).hexdigest(),
-    )
-    index.write(folder)  # last: where it is, the set is whole
-    log.info("training set: %d images, %d unreadable, at %s", images, len(rejects), folder)
-    return index
-
-
-def _pieces(
-    settings: RunSettings, data: list[str], manifests: dict[str, bytes], folder: str
-) -> Iterator[_Piece]:
-    taken = pa.array([], pa.string())
+def _asked(settings: RunSettings, data: list[str]) -> list[Asked]:
+    asked = []
     for name in data:
-        if name in ("target", "open"):
+        if name in SOURCES:
             sources = [settings.target] if name == "target" else settings.open
-            for source in sources:
-                place = TrainingSetFiles(folder).part(f"{name}-{source.name}")
-                for unit in plan_source(source, UNIT_IMAGES, place):
-                    yield _Piece(source, unit, of_open=name == "open")
-            continue
-        rows = _rows_of(_manifest_uri(settings, name), manifests[name])
-        # Two coresets may share images
-        places = _places(rows)
-        fresh = rows.filter(pc.invert(pc.is_in(places, value_set=taken)))
-        taken = pa.concat_arrays([taken, places])
-        # Those of one file together, so that it is opened once; a selection's order is of no use
-        order = {column: fresh[column].fill_null(0) for column in ("offset", "row")}
-        keys = pa.table({"uri": fresh["uri"], **order})
-        fresh = fresh.take(pc.sort_indices(keys, [(key, "ascending") for key in keys.column_names]))
-        for start in range(0, len(fresh), ROWS_AT_ONCE):
-            yield _Piece(rows=fresh.slice(start, ROWS_AT_ONCE).combine_chunks(), of_open=True)
-
-
-def _places(rows: pa.Table) -> pa.Array:
-    """Where each image lies, as one string."""
-    columns = [pc.cast(rows[name], pa.string()) for name in ("uri", "offset", "row")]
-    joined = pc.binary_join_element_wise(
-        *columns, "\n", null_handling="replace", null_replacement="-"
-    )
-    return joined.combine_chunks()
-
-
-def _manifests(settings: RunSettings, data: list[str]) -> dict[str, bytes]:
-    """The manifests that `data` names, each read once."""
-    return {
-        name: _manifest_bytes(settings, name) for name in data if name not in ("target", "open")
-    }
+            asked.append(Asked(sources=tuple(sources), of_open=name == "open"))
+        else:
+            uri = _manifest_uri(settings, name)
+            asked.append(Asked(manifest=uri, digest=_digest(uri, name), of_open=True))
+    return asked
 
 
 def _manifest_uri(settings: RunSettings, name: str) -> str:
     return RunFiles(settings.output).manifest if name == "coreset" else name
 
 
-def _manifest_bytes(settings: RunSettings, name: str) -> bytes:
-    uri = _manifest_uri(settings, name)
+def _digest(uri: str, name: str) -> str:
     try:
-        return storage.read_bytes(uri)
+        return digest_of(uri)
     except FileNotFoundError:
         raise _no_manifest(uri, name) from None
     except OSError as error:
@@ -205,79 +105,120 @@ def _no_manifest(uri: str, name: str) -> CurateError:
     return CurateError(f"{uri}: no such manifest; {remedy}")
 
 
-def _rows_of(uri: str, data: bytes) -> pa.Table:
-    columns = ["source", "key", "uri", "offset", "size", "row", "label", "sha256"]
-    try:
-        table = pq.read_table(pa.BufferReader(data))
-        missing = [column for column in columns if column not in table.column_names]
-        if missing:
-            raise CurateError(f"{uri}: not a manifest: it has no column {', '.join(missing)}")
-        rows = table.select(columns)
-    except pa.ArrowException as error:
-        raise CurateError(f"{uri}: not a Parquet file: {one_line(error)}") from error
-    nowhere = rows.filter(pc.equal(pc.fill_null(rows["uri"], ""), ""))
-    if len(nowhere):
-        raise CurateError(f"{uri}: {nowhere['key'][0]} has no uri that leads to its image")
-    return rows
+def _materialise(
+    settings: RunSettings, made_from: Inputs, asked: list[Asked], folder: str
+) -> Index:
+    files = TrainingSetFiles(folder)
+    index = read_index(folder, made_from)
+    if index is None:
+        index = _make(settings, made_from, asked, files)
+        index.write(folder)  # last: where it is, the set is whole
+        log.info(
+            "training set: %d images, %d unreadable, at %s", index.images, index.rejected, folder
+        )
+    storage.remove_tree(files.making)
+    return index
 
 
-@dataclass(frozen=True)
-class _Image:
-    """A row of the training set's SCHEMA."""
+def _make(
+    settings: RunSettings, made_from: Inputs, asked: list[Asked], files: TrainingSetFiles
+) -> Index:
+    max_bytes = settings.images.max_bytes
+    listed, done = _begun({**made_from, "max_bytes": max_bytes}, asked, files)
+    known = [*settings.open, *(source for one in asked for source in one.sources)]
+    sources: Sources = {source.name: source for source in known}
+    shared = ray.put(sources)
+    missing = [number for number in range(len(listed.images)) if number not in done]
+    copied = results([copy_piece.remote(files, n, shared, max_bytes) for n in missing])
+    found = done | dict(zip(missing, copied, strict=True))
+    whole = [one for _, one in sorted(found.items()) if isinstance(one, Copied)]
+    if len(whole) < len(found):
+        raise _incomplete(files, listed, found)
+    _check_rejects(settings.images.max_rejected_fraction, whole, files)
+    parts = [part for one in whole for part in one.parts]
+    of_open = [
+        sum(part.images for part in one.parts)
+        for one, is_open in zip(whole, listed.of_open, strict=True)
+        if is_open
+    ]
+    # Of an earlier try at a piece, that found more than the last
+    for name in storage.names_in(files.folder) - {part.name for part in parts}:
+        if name.startswith("part-"):
+            storage.remove_tree(files.part(name))
+    return Index(
+        made_from,
+        [(part.name, part.images) for part in parts],
+        sum(part.images for part in parts),
+        sum(of_open),
+        sum(one.rejects for one in whole),
+        hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest(),
+        [part.span for part in parts],
+    )
 
-    source: str
-    key: str
-    label: str | None
-    sha256: str
-    image: bytes
+
+def _begun(
+    made_from: Inputs, asked: list[Asked], files: TrainingSetFiles
+) -> tuple[Listed, dict[int, Copied | NotNow]]:
+    """What is to be copied, and the pieces that an earlier call for the same has copied."""
+    memo = Memo(files.request)
+    begun = memo.found(made_from)
+    if begun is None:
+        storage.remove_tree(files.folder)
+        (listed,) = results([write_list.remote(files, asked)])
+        memo.write(made_from, **vars(listed))
+        return listed, {}
+    listed = Listed(begun["images"], begun["of_open"])
+    there = storage.names_in(files.making)
+    numbers = [
+        number
+        for number in range(len(listed.images))
+        if files.done(number).rpartition("/")[2] in there
+    ]
+    done = [one for group in over_tasks(_read_done, numbers, FILES_AT_ONCE, files) for one in group]
+    log.info("training set: going on, %d of %d pieces are there", len(done), len(listed.images))
+    return listed, dict(zip(numbers, done, strict=True))
 
 
 @ray.remote
-def _copy(
-    piece: _Piece,
-    sources: dict[str, SourceSettings],
-    files: TrainingSetFiles,
-    number: int,
-    max_bytes: int,
-) -> _Copied:
-    parts: list[tuple[str, int, str]] = []
-    rejects: list[Reject] = []
-    waiting: list[_Image] = []
-    waiting_bytes = 0
+def _read_done(numbers: Sequence[int], files: TrainingSetFiles) -> list[Copied]:
+    return [Copied.read(files.done(number)) for number in numbers]
 
-    def write() -> None:
-        nonlocal waiting, waiting_bytes
-        name = f"part-{number:06d}-{len(parts):03d}.arrow"
-        shards.write_arrow(
-            files.part(name), pa.Table.from_pylist([vars(one) for one in waiting], SCHEMA)
+
+def _incomplete(
+    files: TrainingSetFiles, listed: Listed, found: dict[int, Copied | NotNow]
+) -> CurateError:
+    for one in found.values():
+        if isinstance(one, NotNow) and one.changed:
+            Memo(files.request).forget()
+            return CurateError(f"{one.reason}; run the same command again, which lists it anew")
+    waiting = {n: one.reason for n, one in found.items() if isinstance(one, NotNow)}
+    images = [listed.images[number] for number in waiting]
+    known = f"{sum(images)} images" if min(images) >= 0 else "their images"
+    return CurateError(
+        f"{files.folder}: {len(waiting)} of {len(found)} pieces, {known}, cannot be read now "
+        f"({next(iter(waiting.values()))}); running the same command again goes on with them"
+    )
+
+
+def _check_rejects(limit: float, copied: list[Copied], files: TrainingSetFiles) -> None:
+    """Write down what cannot be used. Raises CurateError where that is too much."""
+    with_rejects = [number for number, one in enumerate(copied) if one.rejects]
+    storage.remove_tree(files.rejected)
+    if with_rejects:
+        results([_gather_rejects.remote(with_rejects, files)])
+    images = sum(part.images for one in copied for part in one.parts)
+    rejects = sum(one.rejects for one in copied)
+    if rejects > limit * (images + rejects) or not images:
+        for number in with_rejects:  # next time they may be there
+            storage.remove_tree(files.done(number))
+        raise CurateError(
+            f"images.max_rejected_fraction={limit}: {rejects} of {images + rejects} images to "
+            f"train on cannot be read; {files.rejected} says why"
         )
-        known = "".join(f"{one.sha256} {one.label}\n" for one in waiting)
-        digest = hashlib.sha256(known.encode()).hexdigest()
-        parts.append((name, len(waiting), digest))
-        waiting, waiting_bytes = [], 0
-
-    for source, item in _items(piece, sources, max_bytes):
-        if item.data is None:
-            reason = item.error or "no bytes"
-            rejects.append(Reject(source, item.key, item.uri, "read", reason))
-            continue
-        digest = hashlib.sha256(item.data).hexdigest()
-        waiting.append(_Image(source, item.key, item.label, digest, item.data))
-        waiting_bytes += len(item.data)
-        if waiting_bytes >= PART_BYTES:
-            write()
-    if waiting:
-        write()
-    return _Copied(parts, rejects)
 
 
-def _items(
-    piece: _Piece, sources: dict[str, SourceSettings], max_bytes: int
-) -> Iterable[tuple[str, Item]]:
-    if piece.unit is not None and piece.source is not None:
-        for item in read_unit(piece.source, piece.unit, max_bytes):
-            yield piece.source.name, item
-        return
-    rows = [] if piece.rows is None else piece.rows.to_pylist()
-    for row, item in zip(rows, read_located(rows, sources, max_bytes), strict=True):
-        yield row["source"], item
+@ray.remote
+def _gather_rejects(numbers: list[int], files: TrainingSetFiles) -> None:
+    uris = [files.rejects_of(number) for number in numbers]
+    tables = [pq.read_table(pa.BufferReader(storage.read_bytes(uri))) for uri in uris]
+    shards.write_parquet(files.rejected, pa.concat_tables(tables))

@@ -11,8 +11,8 @@ import hashlib
 import os
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +35,27 @@ SCHEMA = pa.schema(
 )
 
 
+class Span(NamedTuple):
+    """Where in a part's file its images lie: image i is the bytes from data + ends[i] to
+    data + ends[i + 1], and ends are numbers of 8 bytes from `ends` on."""
+
+    ends: int
+    data: int
+    size: int  # of the file
+
+
+def write_part(uri: str, images: pa.Table) -> Span:
+    """images: rows of SCHEMA."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, SCHEMA) as writer:
+        writer.write_table(images.combine_chunks())
+    written = sink.getvalue()
+    storage.write_bytes(uri, written)
+    column = pa.ipc.open_file(written).get_batch(0).column("image")  # not copied: it lies in there
+    _, ends, data = column.buffers()
+    return Span(ends.address - written.address, data.address - written.address, written.size)
+
+
 @dataclass(frozen=True)
 class Index:
     """What a training set holds, and what it was made from."""
@@ -45,6 +66,7 @@ class Index:
     open_images: int
     rejected: int
     fingerprint: str  # over every image's bytes and label, in order
+    spans: list[Span] = field(default_factory=list)  # of the parts; of a remote set needed
 
     def write(self, folder: str) -> None:
         rest = asdict(self)
@@ -58,8 +80,10 @@ def read_index(folder: str, made_from: Inputs | None = None) -> Index | None:
     if document is None:
         return None
     try:
-        found = {name: document[name] for name in Index.__dataclass_fields__}
+        found: dict[str, Any] = {"spans": [], **document}
+        found = {name: found[name] for name in Index.__dataclass_fields__}
         found["parts"] = [(name, rows) for name, rows in found["parts"]]
+        found["spans"] = [Span(*span) for span in found["spans"]]
         return Index(**found)
     except (ValueError, TypeError, KeyError) as error:
         raise CurateError(

@@ -54,9 +54,25 @@ class TrainingSetFiles(Folder):
 
     index = Name("index.json")
     rejected = Name("rejected.parquet")
+    making = Name("making")  # while it is being made
+    request = Name("making/request.json")
+    list = Name("making/list.arrow")
 
     def part(self, name: str) -> str:
         return join(self.folder, name)
+
+    def part_of(self, piece: int, number: int) -> str:
+        return self.part(f"part-{piece:06d}-{number:03d}.arrow")
+
+    def planned(self, number: int, source: str) -> str:
+        """How the names of files begin that say what a source's units are made of."""
+        return join(self.making, f"{number}-{source}")
+
+    def done(self, piece: int) -> str:
+        return join(self.making, f"done-{piece:06d}.json")
+
+    def rejects_of(self, piece: int) -> str:
+        return join(self.making, f"rejected-{piece:06d}.parquet")
 
 
 class EvaluationFiles(Folder):

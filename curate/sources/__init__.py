@@ -23,7 +23,7 @@ KINDS: dict[str, ModuleType] = {
     "url_list": url_list,
 }
 
-__all__ = ["KINDS", "Changed", "Item", "Unit", "lost", "plan_source", "read_unit"]
+__all__ = ["KINDS", "Changed", "Item", "Unit", "is_damage", "lost", "plan_source", "read_unit"]
 
 
 def plan_source(source: SourceSettings, unit_images: int, place: str) -> list[Unit]:
@@ -69,7 +69,7 @@ def read_unit(
         raise Changed(f"{unit.uri}: gone since it was planned") from error
     except Exception as error:  # whatever a filesystem or a damaged file raises
         what = f"{type(error).__name__}: {one_line(error, 200)}"
-        if not _is_damage(error, unit.uri):
+        if not is_damage(error, unit.uri):
             raise storage.Unavailable(f"{unit.uri}: {what}") from error
         reason = f"not readable: {what}"
         if unit.images is None:
@@ -91,7 +91,8 @@ def lost(unit: Unit, reason: str, given: int = 0) -> Iterator[Item]:
 PARSERS = {"builtins", "pyarrow", "tarfile", "zlib", "struct", "_csv"}
 
 
-def _is_damage(error: Exception, uri: str) -> bool:
+def is_damage(error: Exception, uri: str) -> bool:
+    """Whether what reading a file raised speaks of the file, so that trying again does not help."""
     if isinstance(error, OSError):
         # Arrow's own, of damaged bytes, has no number
         return (type(error) is OSError and error.errno is None) or storage.is_lasting(error, uri)

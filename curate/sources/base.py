@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -87,12 +87,17 @@ def read_files(
         listed_in=listed_in,
         hosts=hosts,
     )
-    waiting = iter(items)
+    yield from read_ahead(items, read)
+    hosts.check(last_attempt)
+
+
+def read_ahead(items: Iterable[Item], read: Callable[[Item], Item]) -> Iterator[Item]:
+    """`read` of each, in order; of those that are not local, several at a time."""
     pool = ThreadPoolExecutor(REMOTE_READS)
     # A local file is read when it is its turn
     started = (
         partial(read, item) if storage.is_local(item.uri) else pool.submit(read, item).result
-        for item in waiting
+        for item in items
     )
     try:
         in_flight = deque(islice(started, 2 * REMOTE_READS))
@@ -101,7 +106,6 @@ def read_files(
             in_flight.extend(islice(started, 1))
     finally:
         pool.shutdown(cancel_futures=True)
-    hosts.check(last_attempt)
 
 
 @dataclass

@@ -4,61 +4,87 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 
 from curate import storage
+from curate.faults import is_web
 from curate.settings import ParquetSettings, SourceSettings
-from curate.sources import parquet
-from curate.sources.base import REMOTE_READS, Item, Row, read_files, trouble, within
+from curate.sources import is_damage, parquet
+from curate.sources.base import Item, Row, read_ahead, read_files, trouble, within
 
 ROWS_APART = 1000  # rows of a table further apart than this are read apart
 
 
 def read_located(
-    rows: list[Row], sources: Mapping[str, SourceSettings], max_bytes: int
+    rows: list[Row],
+    sources: Mapping[str, SourceSettings],
+    max_bytes: int,
+    *,
+    last_attempt: bool = True,
 ) -> Iterator[Item]:
     """rows of a manifest, those of one file together → items with their bytes, in order; what
     cannot be read, is over max_bytes, or is not the image that was selected, is an item with an
     `error`.
 
-    sources: settings by name, which know the columns of tables.
+    sources: settings by name, which know the columns of tables. last_attempt: whether nobody will
+    try again what a web server does not give now.
+
+    Raises storage.Unavailable where some cannot be read now; some items may have come by then.
     """
-    for (uri, source), group in groupby(rows, key=lambda row: (row["uri"], row["source"])):
+    for (source, kind, uri), group in groupby(rows, key=lambda row: _way(row, sources)):
         images = list(group)
-        items = _read_one_file(uri, images, sources.get(source), max_bytes)
+        items = _read(kind, uri, images, sources.get(source), max_bytes, last_attempt)
         for row, item in zip(images, items, strict=True):
             yield _checked(item, row["sha256"])
 
 
-def _read_one_file(
-    uri: str, rows: list[Row], source: SourceSettings | None, max_bytes: int
+def _way(row: Row, sources: Mapping[str, SourceSettings]) -> tuple[str, str, str]:
+    """The source, how the image is read, and, where images of one file alone are read together,
+    the file: neighbours alike go together."""
+    source = sources.get(row["source"])
+    if row["offset"] is not None:
+        return row["source"], "range", ""
+    # A row of a table may name another file, and then that is the URI
+    names_files = isinstance(source, ParquetSettings) and source.path_column is not None
+    if row["row"] is None or names_files:
+        return row["source"], "file", ""
+    return row["source"], "row", row["uri"]
+
+
+def _read(
+    kind: str,
+    uri: str,
+    rows: list[Row],
+    source: SourceSettings | None,
+    max_bytes: int,
+    last_attempt: bool,
 ) -> Iterator[Item]:
-    items = [
-        Item(row["key"], uri, row["offset"], row["size"], row["row"], row["label"]) for row in rows
-    ]
-    if items[0].offset is not None:
-        with ThreadPoolExecutor(1 if storage.is_local(uri) else REMOTE_READS) as pool:
-            yield from pool.map(_read_range, (within(item, max_bytes) for item in items))
-    elif items[0].row is not None and _is_table(uri, source):
+    names = ("key", "uri", "offset", "size", "row", "label")
+    items = [Item(**{name: row[name] for name in names}) for row in rows]
+    if kind == "range":
+        read = partial(_read_range, last_attempt=last_attempt)
+        yield from read_ahead((within(item, max_bytes) for item in items), read)
+    elif kind == "row" and _is_table(uri):
         yield from _read_rows(uri, items, source, max_bytes)
     else:
         allow_private = getattr(source, "allow_private", True)
-        yield from read_files(items, max_bytes, allow_private=allow_private)
+        yield from read_files(
+            items, max_bytes, allow_private=allow_private, last_attempt=last_attempt
+        )
 
 
-def _is_table(uri: str, source: SourceSettings | None) -> bool:
-    """A row of a table may name another file, and then that is the URI."""
-    if isinstance(source, ParquetSettings) and source.path_column is not None:
-        return False
+def _is_table(uri: str) -> bool:
     try:
         return storage.with_retries(uri, lambda: storage.read_range(uri, 0, 4)).startswith(b"PAR1")
+    except storage.Unavailable:
+        raise
     except Exception:  # reading the file says what is wrong
         return False
 
 
-def _read_range(item: Item) -> Item:
+def _read_range(item: Item, last_attempt: bool) -> Item:
     offset, size = item.offset, item.size
     assert offset is not None and size is not None
     if item.error:
@@ -66,11 +92,15 @@ def _read_range(item: Item) -> Item:
     try:
         read = lambda: storage.read_range(item.uri, offset, size)  # noqa: E731
         data = storage.with_retries(item.uri, read)
-        if len(data) > size:  # from a server that knows no ranges: the whole file
-            data = data[offset : offset + size]
-        return replace(item, data=data)
+    except storage.Unavailable as error:
+        if not (is_web(item.uri) and last_attempt):
+            raise
+        return replace(item, error=trouble(error))
     except Exception as error:  # whatever a filesystem raises is this one image's trouble
         return replace(item, error=trouble(error))
+    if len(data) > size:  # from a server that knows no ranges: the whole file
+        data = data[offset : offset + size]
+    return replace(item, data=data)
 
 
 def _read_rows(
@@ -88,7 +118,11 @@ def _read_rows(
             for item in read_files(images, max_bytes):
                 if item.row in wanted:
                     found[item.row] = item
+    except storage.Unavailable:
+        raise
     except Exception as failure:  # whatever a filesystem or a damaged file raises
+        if not is_damage(failure, uri):
+            raise storage.Unavailable(f"{uri}: {trouble(failure)}") from failure
         error = trouble(failure)
     for item in items:
         image = found.get(item.row)

@@ -7,14 +7,16 @@ import shutil
 import tarfile
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate.dataset import materialise
+from curate.dataset import copying, materialise, wanted
 from curate.dataset.training_set import Index, TrainingSet, read_index
 from curate.errors import CurateError
 from curate.pipeline import run
@@ -69,7 +71,7 @@ def open_bytes(root: Path) -> list[bytes]:
         for cell in pq.read_table(root / "tables" / f"{name}.parquet")["image"]
     ]
     images += cells[:36]  # the table's limit
-    lines = sorted((root / "list.txt").read_text().split())
+    lines = (root / "list.txt").read_text().split()
     return images + [(root / line).read_bytes() for line in lines if "missing" not in line]
 
 
@@ -329,19 +331,35 @@ def test_a_copy_that_was_cut_short_is_made_again(document: Document, tmp_path: P
 def test_parts_stay_small(
     document: Document, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A task's images go to several files, each image to one of them."""
+    """A task's images go to several files, each image to one of them; what is done says where."""
     limit = 3 * len(datasets.picture(1000))
-    monkeypatch.setattr(materialise, "PART_BYTES", limit)
-    (piece,) = materialise._pieces(settings_of(document), ["target"], {})
-    files = TrainingSetFiles(str(tmp_path))
-    copied = materialise._copy._function(piece, {}, files, 7, 1 << 20)
-    tables = [shards.read_arrow(str(tmp_path / name)) for name, _, _ in copied.parts]
+    monkeypatch.setattr(copying, "PART_BYTES", limit)
+    settings, files = settings_of(document), TrainingSetFiles(str(tmp_path))
+    listed = wanted.write_list._function(files, materialise._asked(settings, ["target"]))
+    assert sum(listed.images) == 24
+    copied = copying.copy(files, 0, {"target": settings.target}, 1 << 20)
+    assert isinstance(copied, copying.Copied) and copied == copying.Copied.read(files.done(0))
+    tables = [shards.read_arrow(files.part(part.name)) for part in copied.parts]
     images = [image for table in tables for image in table["image"].to_pylist()]
     assert images == target_bytes(root_of(document)) and not copied.rejects
-    assert [len(table) for table in tables] == [rows for _, rows, _ in copied.parts]
+    assert [len(table) for table in tables] == [part.images for part in copied.parts]
     sizes = [sum(map(len, table["image"].to_pylist())) for table in tables]
     assert len(sizes) > 4 and all(limit <= size < 2 * limit for size in sizes[:-1])
-    assert {file.name for file in tmp_path.iterdir()} == {name for name, _, _ in copied.parts}
+    found = {file.name for file in tmp_path.iterdir()}
+    assert found == {part.name for part in copied.parts} | {"making"}
+
+
+def test_where_images_lie_in_their_parts(document: Document, tmp_path: Path) -> None:
+    """A reader that knows no Arrow finds each image by the index."""
+    settings = settings_of(document)
+    index = materialise.training_images(settings, ["target", "open"], str(tmp_path))
+    found = []
+    for (name, images), span in zip(index.parts, index.spans, strict=True):
+        data = (tmp_path / name).read_bytes()
+        assert len(data) == span.size
+        ends = np.frombuffer(data, np.int64, images + 1, span.ends)
+        found += [data[span.data + low : span.data + high] for low, high in pairwise(ends)]
+    assert found == target_bytes(root_of(document)) + open_bytes(root_of(document))
 
 
 def test_fingerprint_is_of_bytes_and_order(document: Document, tmp_path: Path) -> None:
