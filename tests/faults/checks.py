@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from curate.errors import CurateError
 from curate.images import EncodedImage, Refused
 from curate.settings import ImageSettings, SourceSettings
-from curate.sources import Item, Unit, plan_source, read_unit
+from curate.sources import Item, Unit, read_unit
 from tests.faults import mutations
 from tests.sources.reading import source
 
@@ -39,7 +39,34 @@ def image(seed: int) -> str:
 
 
 def tar(seed: int) -> str:
-    return _archive("webdataset", ".tar", seed, mutations.tars())
+    stop = random.Random(seed).choice([None, 3])
+    unit = partial(Unit, digest="", stop=stop, images=stop)
+    return _archive("webdataset", unit, mutations.mutated(random.Random(seed), mutations.tars())[1])
+
+
+def table(seed: int) -> str:
+    start, stop = sorted(random.Random(seed).sample(range(mutations.TABLE_ROWS + 1), 2))
+    unit = partial(Unit, digest="", start=start, stop=stop, images=stop - start)
+    return _archive("parquet", unit, mutations.mutated(random.Random(seed), mutations.tables())[1])
+
+
+def _archive(kind: str, unit: Callable[[str], Unit], data: bytes) -> str:
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(data)
+        items = accounted(source(kind, file.name), unit(file.name))
+    return "damaged" if any(item.error for item in items) else "read"
+
+
+def accounted(settings: SourceSettings, unit: Unit) -> list[Item]:
+    """What is read of a unit whose file has been damaged since it was planned: each image of it, or
+    why there is none."""
+    items = list(read_unit(settings, unit, LIMITS.max_bytes))
+    assert unit.images is None or len(items) == unit.images, f"{len(items)} of {unit.images}"
+    for item in items:
+        assert (item.data is None) != (item.error is None), item
+        assert item.error is None or ("\n" not in item.error and len(item.error) < 400), item
+        f"{item.key}{item.uri}{item.label}{item.error}".encode()
+    return items
 
 
 def tar_before_damage(seed: int) -> str:
@@ -53,52 +80,8 @@ def tar_before_damage(seed: int) -> str:
         images = []
         for data in (whole, damaged):
             path.write_bytes(data)
-            items = _accounted(settings, Unit(str(path)))
+            items = accounted(settings, Unit(str(path), digest=""))
             images.append({(i.offset or 0, i.data) for i in items if i.data is not None})
     expected = {(offset, data) for offset, data in images[0] if offset + len(data) <= same}
     assert expected <= images[1], f"{len(expected - images[1])} before byte {same} are lost"
     return "kept" if expected else "nothing to keep"
-
-
-def table(seed: int) -> str:
-    return _archive("parquet", ".parquet", seed, mutations.tables())
-
-
-def url_list(seed: int) -> str:
-    return _archive(
-        "url_list", random.Random(seed).choice([".txt", ".csv"]), seed, mutations.lists()
-    )
-
-
-def _archive(kind: str, extension: str, seed: int, files: Sequence[bytes]) -> str:
-    """A source's file is damaged before it is planned, or after: what was planned is accounted for,
-    image by image."""
-    rng = random.Random(seed)
-    whole, damaged = mutations.mutated(rng, files)
-    limit = rng.choice([None, 3])
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"set{extension}")
-        settings = source(kind, str(path), limit=limit)
-        path.write_bytes(whole)
-        units = plan_source(settings, unit_images=4)
-        path.write_bytes(damaged)
-        for unit in units:
-            _accounted(settings, unit)
-        try:
-            units = plan_source(settings, unit_images=4)
-        except CurateError as error:
-            assert "\n" not in str(error), error
-            return "refused"
-        items = [item for unit in units for item in _accounted(settings, unit)]
-    assert limit is None or len(items) <= limit
-    return "damaged" if any(item.error for item in items) else "read"
-
-
-def _accounted(settings: SourceSettings, unit: Unit) -> list[Item]:
-    items = list(read_unit(settings, unit, LIMITS.max_bytes))
-    assert unit.images is None or len(items) == unit.images, f"{len(items)} of {unit.images}"
-    for item in items:
-        assert (item.data is None) != (item.error is None), item
-        assert item.error is None or ("\n" not in item.error and len(item.error) < 400), item
-        f"{item.key}{item.uri}{item.label}{item.error}".encode()
-    return items

@@ -23,6 +23,7 @@ Mutation = Callable[[random.Random, bytearray, Sequence[bytes]], None]
 EXTREMES = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF]
 HEADER = 64  # bytes; formats say their sizes there or soon after, some at the end
 LONGEST_BLOCK = 400
+TABLE_ROWS = 12
 
 
 def mutated(rng: random.Random, files: Sequence[bytes]) -> tuple[bytes, bytes]:
@@ -165,9 +166,9 @@ def _tar_of_links(pictures: dict[str, bytes], format_: int) -> bytes:
 @cache
 def tables() -> list[bytes]:
     """Parquet in several row groups, compressed and not; images as bytes and as structs."""
-    pictures = [encode(picture(16, 16, i), "PNG") for i in range(12)]
+    pictures = [encode(picture(16, 16, i), "PNG") for i in range(TABLE_ROWS)]
     structs = [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(pictures)]
-    columns = {"label": [f"class{i % 3}" for i in range(12)]}
+    columns = {"label": [f"class{i % 3}" for i in range(TABLE_ROWS)]}
     files = []
     for images_, options in (
         (pictures, {"compression": "none", "use_dictionary": False}),

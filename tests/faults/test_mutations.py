@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from curate.errors import CurateError
+from curate.sources import Changed, plan_source
+from tests.faults import mutations
 from tests.faults.bounded import outcomes
+from tests.faults.checks import accounted
+from tests.sources.reading import source
 
-CHECKS = ["image", "tar", "tar_before_damage", "table", "url_list"]
+CHECKS = ["image", "tar", "tar_before_damage", "table"]
 
 
 def check(name: str, seeds: range) -> None:
@@ -25,6 +32,34 @@ def test_mutated_images_are_refused_or_decoded_and_nothing_else() -> None:
 @pytest.mark.parametrize("name", CHECKS[1:])
 def test_mutated_archives_account_for_every_image(name: str) -> None:
     check(name, range(200))
+
+
+def test_mutated_lists_are_planned_and_read_or_refused(tmp_path: Path, ray_session: None) -> None:
+    """As they are, and as they were when they were planned, before the damage."""
+    found = Counter(_list(tmp_path, seed) for seed in range(200))
+    assert found.keys() == {"refused", "changed", "read"} and min(found.values()) > 5
+
+
+def _list(folder: Path, seed: int) -> str:
+    whole, damaged = mutations.mutated(random.Random(seed), mutations.lists())
+    path = folder / f"{seed}{random.Random(seed).choice(['.txt', '.csv'])}"
+    settings = source("url_list", str(path))
+    path.write_bytes(damaged)
+    try:
+        for unit in plan_source(settings, 4, str(folder / "plan")):
+            accounted(settings, unit)
+        path.write_bytes(whole)
+        units = plan_source(settings, 4, str(folder / "plan"))
+    except CurateError as error:
+        assert "\n" not in str(error) and len(str(error)) < 800
+        return "refused"
+    path.write_bytes(damaged)
+    try:
+        for unit in units:
+            accounted(settings, unit)
+    except Changed:
+        return "changed"
+    return "read"
 
 
 @pytest.mark.slow

@@ -12,9 +12,6 @@ import pytest
 
 from tests.report import building
 from tests.report.pages import read_all
-from tests.sources.test_s3 import bucket, endpoint, moto_server
-
-__all__ = ["bucket", "endpoint", "moto_server"]  # fixtures
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,9 +19,6 @@ from curate import storage
 from curate.errors import CurateError
 from curate.runfiles import lock
 from curate.runfiles.lock import Owner, held
-from tests.sources.test_s3 import bucket, endpoint, moto_server
-
-__all__ = ["bucket", "endpoint", "moto_server"]  # fixtures
 
 # Holds the lock of argv[1] until a line comes, says how it went; times are shortened as here
 DRIVER = """

@@ -1,22 +1,12 @@
-"""Every kind of source, and what a run writes, on real S3 calls against a local server.
-
-The server is moto's. Its pins clash with those of aiobotocore, so it lives in a virtual environment
-of its own, `.venv-moto`, which the first run of these tests makes.
-"""
+"""Every kind of source, and what a run writes, on real S3 calls against a local server."""
 
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
 import yaml
 
@@ -31,65 +21,7 @@ from tests.sources.reading import error_of, parquet, read, read_unit, write
 
 pytestmark = pytest.mark.slow
 
-VENV = Path(__file__).parents[2] / ".venv-moto"
 IMAGES = {f"{i}.jpg": jpeg(i) for i in range(8)}
-
-
-@pytest.fixture(scope="session")
-def moto_server() -> Path:
-    """The server's executable."""
-    executable = VENV / "bin" / "moto_server"
-    if not executable.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True, timeout=120)
-        pip = [str(VENV / "bin" / "pip"), "install", "--quiet", "moto[server]"]
-        try:
-            subprocess.run(pip, check=True, timeout=400, capture_output=True, text=True)
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            pytest.skip(f"pip cannot install moto's server: {str(error.stderr)[-200:]}")
-    return executable
-
-
-@pytest.fixture(scope="session")
-def endpoint(moto_server: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen(
-        [str(moto_server), "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        for _ in range(300):
-            if server.poll() is not None:
-                raise RuntimeError("moto_server ended at once")
-            try:
-                urllib.request.urlopen(address, timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.1)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(10)
-
-
-@pytest.fixture
-def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """s3://… of a bucket of its own, reached as users reach theirs: by the environment alone."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    filesystem = fsspec.filesystem("s3")
-    filesystem.clear_instance_cache()
-    name = f"bucket-{uuid.uuid4().hex}"
-    fsspec.filesystem("s3").mkdir(name)
-    yield f"s3://{name}"
-    filesystem.clear_instance_cache()
 
 
 def run_settings(bucket: str) -> RunSettings:
