@@ -1,10 +1,10 @@
-"""The plan of a long list of URLs, and the ledger of many units: seconds, and what the driver holds.
+"""The plan of a long list of URLs, the ledger of many units: seconds, and what the driver holds.
 
     python benchmarks/bench_plan.py [--urls 100000 1000000 10000000] [--units 10000 100000 1000000]
 
-A list has one URL of about 60 bytes a line; its plan is checked to cover every line. The ledger is of
-units that are all done, of one shard each, whose files are there: what is timed is a run that is gone
-on with and finds nothing to do, from the plan's file to the counts. Shards are empty files, of the
+A list has one URL of about 60 bytes a line; its plan is checked to cover every line. The ledger is
+of units that are all done, of one shard each, whose files are there: what is timed is a run gone
+on with that finds nothing to do, from the plan file to the counts. Shards are empty files, of the
 size 0 that the ledger says, so that a million of them can be made.
 """
 

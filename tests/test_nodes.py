@@ -41,7 +41,7 @@ def test_node_removed_mid_embedding_gives_the_same_manifest(tmp_path, ray_sessio
 
 @pytest.mark.slow
 def test_the_pool_follows_the_clusters_gpus() -> None:
-    """It waits for the first one, without failing, uses those that come, and outlives their loss."""
+    """It waits for the first, without failing, uses those that come, and outlives their loss."""
     result = subprocess.run(
         [sys.executable, "-m", "tests.grow_a_cluster"],
         cwd=ROOT,
