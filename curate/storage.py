@@ -18,7 +18,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -283,6 +283,8 @@ def open_whole(uri: str) -> Iterator[BinaryIO]:
             file.close()
         except OSError as error:
             if is_full(error):
+                with suppress(OSError):  # of what it still holds, which is told by then
+                    file.close()
                 raise _unwritable(uri, error) from error
             raise
         _own_write(uri, partial(os.replace if local else fs.put_file, scratch, path))

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import Empty, Queue
 from threading import Thread
@@ -139,9 +139,12 @@ class Careful:
 
 
 def _decode(data: bytes, limits: ImageSettings, preprocessing: Preprocessing) -> None:
-    with suppress(Refused):  # which it survives
-        resized_px = round(preprocessing.image_px / preprocessing.crop_fraction)
+    resized_px = round(preprocessing.image_px / preprocessing.crop_fraction)
+    try:
         EncodedImage(data, limits).decode(resized_px)
+    except Refused as refused:  # which it survives
+        if isinstance(refused.__cause__, MemoryError):  # and this a reader without bounds may not
+            raise refused.__cause__ from None
 
 
 def _pump(stream: IO[bytes], lines: Queue[bytes]) -> None:

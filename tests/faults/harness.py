@@ -67,14 +67,18 @@ class Harness:
             **self.settings,
         }
 
-    def start(self, name: str, endpoint: str) -> subprocess.Popen[str]:
-        """`curate run`, with what it says in a file of its name."""
+    def start(
+        self, name: str, endpoint: str, *options: str, module: str = ""
+    ) -> subprocess.Popen[str]:
+        """`curate run`, or another module that takes its config; what it says is added to a file
+        of its name."""
         config = self.folder / f"{name}.yaml"
         config.write_text(yaml.safe_dump(self.document(name)))
         environment = {"AWS_ENDPOINT_URL": endpoint, "RAY_ADDRESS": "", "PYTHONPATH": str(ROOT)}
+        command = ["-m", module] if module else ["-m", "curate.cli", "run"]
         with open(self.log(name), "a") as log:
             return subprocess.Popen(
-                [sys.executable, "-m", "curate.cli", "run", str(config), "--debug"],
+                [sys.executable, *command, str(config), *options],
                 cwd=self.folder,
                 env={**os.environ, **environment},
                 stdout=log,
@@ -86,11 +90,13 @@ class Harness:
         self,
         name: str,
         endpoint: str,
-        meanwhile: Callable[[], None] | None = None,
+        *options: str,
+        meanwhile: Callable[[], object] | None = None,
         timeout_s: float = 400,
     ) -> tuple[int, str]:
         """Exit status and everything it said. meanwhile: called once embeddings come."""
-        process = self.start(name, endpoint)
+        self.log(name).unlink(missing_ok=True)
+        process = self.start(name, endpoint, *options)
         try:
             if meanwhile is not None:
                 self.wait_for_embeddings(name, process)

@@ -117,7 +117,8 @@ class Proxy:
         self.counts_by_path[request.method, request.path.partition("?")[0], fault] += 1
         if rule is not None and fault == "stall":
             await asyncio.sleep(rule.stall_s)
-        if fault == "changed" and b"\r\nif-match:" in request.head.lower():
+        expected = re.search(rb"(?i)\r\nif-match: *([^\r]*)", request.head)
+        if fault == "changed" and expected and expected[1] != b'"changed"':
             fault = "precondition"
         if fault in REFUSALS:
             writer.write(_refusal(fault, request.method))

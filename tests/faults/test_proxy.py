@@ -113,6 +113,7 @@ def test_changed(proxy: Proxy) -> None:
     assert (status, headers["ETag"]) == (200, '"changed"')
     assert body == bytes(255 - byte for byte in BODY)
     assert ask(proxy, headers={"If-Match": '"whole"'})[0] == 412
+    assert ask(proxy, headers={"If-Match": '"changed"'})[0] == 200
 
 
 def test_stall(proxy: Proxy) -> None:
