@@ -35,8 +35,7 @@ def list_all(
     """Every entry, sorted by key.
 
     list_page: key, or None for the first → the entries that follow, sorted, and whether there are
-    more. It is called
-    from several threads; what it raises is raised here.
+    more. It is called from several threads; what it raises is raised here.
     """
     return _Listing(list_page).run(at_once)
 
@@ -81,8 +80,8 @@ class _Range(Generic[Entry]):
             near = (1 + self.pages) / 2 if trusted else sqrt(self.pages)  # one is on its way
             far = self.pages - near if trusted else 0.0
             last, end = (_number(key, shared, alphabet) for key in (self.after, self.end))
-            # As whole numbers: they are longer than a float
-            number = last + (end - last) * int(1e6 * near / self.pages) // 1_000_000
+            # In whole numbers: these are longer than a float is exact
+            number = last + (end - last) * int(1000 * near) // int(1000 * self.pages)
             cut = shared + _text(number, alphabet)
         if cut is None or cut <= self.after or (self.end is not None and cut >= self.end):
             self.pages = 0.0

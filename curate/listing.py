@@ -92,7 +92,9 @@ Found = tuple[str, int, bool, str]  # path, bytes, whether it is a regular file,
 
 def _found(fs: AbstractFileSystem, path: str, root: str) -> Iterable[Found]:
     """Every file below a folder."""
-    if "s3" in fs.protocol and (found := _keys_below(fs, path, root)):
+    # S3's directory buckets do not list in order
+    in_order = "s3" in fs.protocol and not path.partition("/")[0].endswith("--x-s3")
+    if in_order and (found := _keys_below(fs, path, root)):
         return found
     if not storage.with_retries(root, lambda: fs.isdir(path)):
         raise FileNotFoundError(root)
