@@ -105,14 +105,15 @@ def forecast(settings: RunSettings) -> Forecast:
     encoder = encoders.build(settings.encoder)
     device = device_of(settings)
     scratch = PlanFiles(storage.join(settings.output, f".plan-{uuid.uuid4().hex[:8]}"))
+    absent = list(_absent(settings.output))
     try:
         made = plan.make(settings, scratch)
         found = list(_sources(settings, made, encoder.preprocessing))
     finally:
         storage.remove_tree(scratch.folder)
-        if storage.is_local(settings.output):
-            with suppress(OSError):  # where a run's files are
-                os.removedirs(storage.filesystem(settings.output)[1])
+        for folder in absent:
+            with suppress(OSError):
+                os.rmdir(folder)
     images = sum(one.images for one in found)
     sampled = sum(one.sample.images + len(one.sample.rejects) for one in found)
     seconds = sum(one.sample.seconds for one in found)
@@ -124,6 +125,15 @@ def forecast(settings: RunSettings) -> Forecast:
         embedding_per_s=cores * _encoder_rate(encoder) if device == "cpu" else None,
         disk_bytes=images * (2 * encoder.feature_dim + ABOUT_AN_IMAGE),
     )
+
+
+def _absent(output: str) -> Iterator[str]:
+    """The local folders that are not there yet, the innermost first."""
+    if storage.is_local(output):
+        folder = storage.filesystem(output)[1]
+        while not os.path.exists(folder):
+            yield folder
+            folder = os.path.dirname(folder)
 
 
 def _sources(

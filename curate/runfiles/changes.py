@@ -66,7 +66,9 @@ def _compare(
 ) -> tuple[list[str], list[str]]:
     """(changed, gone) of the inputs of units that were, against units that are."""
     [(old, new)] = pairs
-    now = {uri: stamp for unit in new for uri, stamp in _inputs(unit)}
+    lists = {key for key, one in sources.items() if isinstance(one, UrlListSettings)}
+    here = [unit for unit in new if (unit.set, unit.source) not in lists]
+    now = {uri: stamp for unit in here for uri, stamp in _inputs(unit)}
     changed, gone = set(), set()
     for unit in old:
         source = sources[unit.set, unit.source]
@@ -86,7 +88,7 @@ def _inputs(planned: PlannedUnit) -> Iterator[tuple[str, str]]:
     """(URI, what tells whether it is the same) of the files that a unit is read from."""
     unit = planned.unit
     if unit.stamp:
-        yield unit.uri, f"{unit.stamp}"
+        yield unit.uri, unit.stamp
         return
     for row in image_folder.files_of(unit).to_pylist():
         yield row["uri"], f"{row['size']} {row['stamp']}"
