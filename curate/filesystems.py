@@ -22,6 +22,7 @@ SILENT_S = 30  # without a byte
 HTTP_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENT_S)
 # botocore tries five times, and s3fs five times that; with ours around them, two of each will do
 S3_TRIES = 2
+S3_CONNECTIONS = 64  # botocore's ten would be all that is ever in flight
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -42,9 +43,12 @@ def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def _s3(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """Without s3fs's memory of listings, which other processes' files are not in."""
-    retries = {"retries": {"total_max_attempts": S3_TRIES, "mode": "standard"}}
-    configured = conf.get("s3", {}).get("config_kwargs", {})
-    fs, path = url_to_fs(uri, use_listings_cache=False, config_kwargs={**retries, **configured})
+    options = {
+        "retries": {"total_max_attempts": S3_TRIES, "mode": "standard"},
+        "max_pool_connections": S3_CONNECTIONS,
+        **conf.get("s3", {}).get("config_kwargs", {}),
+    }
+    fs, path = url_to_fs(uri, use_listings_cache=False, config_kwargs=options)
     fs.retries = S3_TRIES
     return fs, path
 

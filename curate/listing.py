@@ -6,8 +6,8 @@ import glob
 import os
 import posixpath
 import stat
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,10 +15,12 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from curate import names, storage
+from curate import keyspace, names, storage
 from curate.errors import CurateError
 
 CHECKED_AT_ONCE = 32  # names that a pattern's braces stand for
+LISTS_AT_ONCE = 32  # of an object store
+PAGE_KEYS = 1000  # as many as S3 gives at once
 
 
 # What fsspec's filesystems call a file's version, or else the time of its last change
@@ -77,27 +79,71 @@ def find(root: str) -> list[FileBelow]:
     Raises FileNotFoundError where there is no such folder.
     """
     fs, path = storage.filesystem(root)
-    if not fs.isdir(path):
-        raise FileNotFoundError(root)
-    found = _walk(path) if isinstance(fs, LocalFileSystem) else _listed(fs, path)
     above = storage.named_like(root, path.rstrip("/") + "/")
     files = []
-    for name, size, regular, stamp in found:
+    for name, size, regular, stamp in _found(fs, path, root):
         uri = storage.named_like(root, name)
         files.append(FileBelow(uri, size, uri.removeprefix(above), regular, stamp))
     return sorted(files)
 
 
-def _listed(fs: AbstractFileSystem, path: str) -> Iterator[tuple[str, int, bool, str]]:
-    """`_walk` of another filesystem, which has regular files alone."""
-    for name, info in fs.find(path, detail=True).items():
-        size, stamp = _about(fs, info)
-        yield name, size, True, stamp
+Found = tuple[str, int, bool, str]  # path, bytes, whether it is a regular file, stamp
 
 
-def _walk(root: str) -> Iterator[tuple[str, int, bool, str]]:
-    """(path, bytes, whether it is a regular file, stamp). A folder that a link leads back to
-    from below is not entered again."""
+def _found(fs: AbstractFileSystem, path: str, root: str) -> Iterable[Found]:
+    """Every file below a folder."""
+    # S3's directory buckets do not list in order
+    in_order = "s3" in fs.protocol and not path.partition("/")[0].endswith("--x-s3")
+    if in_order and (found := _keys_below(fs, path, root)):
+        return found
+    if not storage.with_retries(root, lambda: fs.isdir(path)):
+        raise FileNotFoundError(root)
+    if isinstance(fs, LocalFileSystem):
+        return _walk(path)
+    return _folders_below(fs, path, root)
+
+
+def _keys_below(fs: AbstractFileSystem, path: str, root: str) -> list[Found]:
+    """All keys of a prefix, whatever folders are in them."""
+    bucket, _, key = path.partition("/")
+    prefix = key.rstrip("/") + "/" if key else ""
+    where = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": PAGE_KEYS, **fs.req_kw}
+
+    def page(after: str | None) -> tuple[list[Found], bool]:
+        start = {} if after is None else {"StartAfter": prefix + after}
+        listed = storage.with_retries(root, lambda: fs.call_s3("list_objects_v2", **where, **start))
+        entries = []
+        for entry in listed.get("Contents", []):
+            size, stamp = _about(fs, {"size": entry["Size"], **entry})
+            entries.append((entry["Key"][len(prefix) :], size, True, stamp))
+        return entries, listed["IsTruncated"]
+
+    above = f"{bucket}/{prefix}"
+    found = keyspace.list_all(page, LISTS_AT_ONCE)
+    return [(above + below, size, ok, stamp) for below, size, ok, stamp in found]
+
+
+def _folders_below(fs: AbstractFileSystem, path: str, root: str) -> Iterator[Found]:
+    """Folder by folder, many at once."""
+
+    def listed(folder: str) -> list[dict[str, Any]]:
+        found = storage.with_retries(root, lambda: fs.ls(folder, detail=True))
+        return [info for info in found if info["name"].rstrip("/") != folder.rstrip("/")]
+
+    with ThreadPoolExecutor(LISTS_AT_ONCE) as pool:
+        waiting = {pool.submit(listed, path)}
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for info in (info for folder in done for info in folder.result()):
+                if info["type"] == "directory":
+                    waiting.add(pool.submit(listed, info["name"]))
+                else:
+                    size, stamp = _about(fs, info)
+                    yield info["name"], size, True, stamp
+
+
+def _walk(root: str) -> Iterator[Found]:
+    """On the disk. A folder that a link leads back to from below is not entered again."""
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [(root, frozenset())]
     while waiting:
         folder, above = waiting.pop()

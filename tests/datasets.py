@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from curate.runfiles.run import Run
+
 
 def picture(seed: int, side: int = 24, format_: str = "PNG") -> bytes:
     """Smooth noise in a colour of its own: no two seeds embed alike."""
@@ -21,6 +23,19 @@ def picture(seed: int, side: int = 24, format_: str = "PNG") -> bytes:
     file = io.BytesIO()
     coarse.resize((side, side), Image.Resampling.BICUBIC).save(file, format_)
     return file.getvalue()
+
+
+def slow_picture() -> bytes:
+    """A small file that takes seconds to decode. It has more pixels than are allowed unasked."""
+    file = io.BytesIO()
+    Image.new("RGB", (13_000, 13_000)).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def shards_of(output: str | Path, set_name: str) -> list[Path]:
+    """A run's shards of one set, in plan order."""
+    found = Run.open(str(output)).embedded()
+    return [Path(shard.uri) for shard in (found.target if set_name == "target" else found.open)]
 
 
 def write_folder(root: Path, seeds: range, classes: tuple[str, ...] = ("a", "b")) -> None:

@@ -23,10 +23,10 @@ def main(config_path: str) -> None:
     nodes = [cluster.add_node(num_cpus=3) for _ in range(2)]
     cluster.wait_for_nodes()
     cluster.connect(cluster.address)
-    folder = Path(settings.output) / "embeddings" / "open"
+    folder = Path(settings.output) / "embeddings"
 
     def lose() -> None:
-        while len(list(folder.glob("part-*.arrow"))) < 3:
+        while len(list(folder.rglob("[!.]*.arrow"))) < 3:
             time.sleep(0.02)
         cluster.remove_node(nodes[0], allow_graceful=False)
         left = not (Path(settings.output) / "coreset.parquet").exists()

@@ -27,6 +27,7 @@ ORDER = [
         "progress",
         "storage",
         "web",
+        "keyspace",
         "listing",
         "cluster",
         "settings",
@@ -49,7 +50,15 @@ ORDER = [
 # No Ray and no files: arrays in, arrays out. A folder stands for all of its files.
 PURE = [
     *(f"coreset.{name}" for name in ("similarity", "candidates", "merge", "rounds", "centroids")),
-    *("coreset.whitening", "coreset.quality", "images", "names", "settings.recipes", "methods"),
+    *(
+        "coreset.whitening",
+        "coreset.quality",
+        "images",
+        "names",
+        "keyspace",
+        "settings.recipes",
+        "methods",
+    ),
     *("dataset.views", "dataset.augment", "pretraining.order", "pretraining.optimise"),
     *(*(f"evaluate.{n}" for n in ("accuracy", "logistic", "neighbours")), "comparison.table"),
     *("report.content", "report.collect.projection", "report.pages"),

@@ -6,12 +6,10 @@ web-scale set do not serve many epochs; a copy of what is trained on does.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
-import shutil
-import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +17,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate import storage
+from curate.dataset.cache import Cache
+from curate.dataset.cache import Part as CachedPart
 from curate.errors import CurateError, one_line
-from curate.runfiles import shards
+from curate.runfiles import columns, shards
 from curate.runfiles.files import TrainingSetFiles
 from curate.runfiles.memo import Inputs, Memo
+from curate.storage import read_range
+
+COLUMNS_AT_ONCE = 16  # parts, where they are remote
 
 SCHEMA = pa.schema(
     {
@@ -92,76 +95,116 @@ def read_index(folder: str, made_from: Inputs | None = None) -> Index | None:
 
 
 class TrainingSet:
-    """Images by their place, 0 … len - 1, from files that are mapped, not read."""
+    """Images by their place, 0 … len - 1. Local parts are mapped, not read; of remote ones the
+    bytes of an image are fetched until the machine has a copy of its part."""
 
-    def __init__(self, folder: str) -> None:
-        """folder: a local one; see `on_this_machine`."""
-        self.folder, self.files = folder, TrainingSetFiles(folder)
+    def __init__(self, folder: str, cache_gb: float | None = None) -> None:
+        """cache_gb: at most so much of a remote set is kept on this disk; SHARE of what is free
+        where None."""
+        self.folder, self.cache_gb, self.files = folder, cache_gb, TrainingSetFiles(folder)
         index = read_index(folder)
         if index is None:
             raise CurateError(
                 f"{folder}: no training set here; output must be one place for all machines"
             )
         self.index = index
-        tables = [shards.read_arrow(self.files.part(name)) for name, _ in index.parts]
-        # Chunks as they are: to combine them would copy them into memory
-        self._images = [column for table in tables for column in table["image"].chunks]
-        self._ends = np.cumsum([len(column) for column in self._images])
+        self._parts = self._mapped() if storage.is_local(folder) else self._remote()
+        self._ends = np.cumsum([part.images for part in self._parts])
         if int(self._ends[-1]) != index.images:
             raise CurateError(f"{folder}: its parts do not hold {index.images} images; --fresh")
-        named = [label for table in tables for label in table["label"].to_pylist()]
-        self.classes = sorted({label for label in named if label is not None})
-        numbers = {label: number for number, label in enumerate(self.classes)}
-        self.labels: NDArray[np.int64] = np.array([numbers.get(label, -1) for label in named])
+
+    def _mapped(self) -> list[_Mapped]:
+        tables = [shards.read_arrow(self.files.part(name)) for name, _ in self.index.parts]
+        # Chunks as they are: to combine them would copy them into memory
+        return [_Mapped(column) for table in tables for column in table["image"].chunks]
+
+    def _remote(self) -> list[_Remote]:
+        if len(self.index.spans) < len(self.index.parts):
+            raise CurateError(f"{self.folder}: of an older version; remove it and run again")
+        known = storage.read_bytes(self.files.index)
+        cache = Cache.of(hashlib.sha256(known).hexdigest()[:32])
+        parts = [
+            _Remote(CachedPart(self.files.part(name), name, span.size), images, span, cache)
+            for (name, images), span in zip(self.index.parts, self.index.spans, strict=True)
+        ]
+        cache.fill([part.part for part in parts], self.cache_gb)
+        return parts
 
     def __len__(self) -> int:
         return self.index.images
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TrainingSet, (self.folder,)  # another process maps the files itself
+        return TrainingSet, (self.folder, self.cache_gb)  # another process opens the files itself
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """The labels that there are, sorted."""
+        return sorted({label for label in self._named if label is not None})
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,): each image's place in `classes`, -1 where it has no label."""
+        numbers: dict[str | None, int] = {one: number for number, one in enumerate(self.classes)}
+        return np.array([numbers.get(label, -1) for label in self._named])
+
+    @cached_property
+    def _named(self) -> list[str | None]:
+        return self._column("label")
 
     def keys(self) -> list[str]:
         """Each image's key in its source, read anew: few ask for them."""
-        uris = [self.files.part(name) for name, _ in self.index.parts]
-        return [key for uri in uris for key in shards.read_arrow(uri)["key"].to_pylist()]
+        return self._column("key")
+
+    def _column(self, name: str) -> list[Any]:
+        """Of all images, from the parts, without the images themselves."""
+        uris = [self.files.part(part) for part, _ in self.index.parts]
+        with ThreadPoolExecutor(COLUMNS_AT_ONCE) as pool:
+            tables = pool.map(lambda uri: columns.read(uri, [name]), uris)
+            return [value for table in tables for value in table[name].to_pylist()]
 
     def image(self, place: int) -> bytes:
+        """Raises CurateError where it cannot be read."""
         part = int(np.searchsorted(self._ends, place, side="right"))
         first = int(self._ends[part - 1]) if part else 0
-        data: bytes = self._images[part][place - first].as_py()
+        return self._parts[part].image(place - first)
+
+
+class _Mapped:
+    """A part, or a chunk of one, on this disk."""
+
+    def __init__(self, column: pa.Array) -> None:
+        self.column, self.images = column, len(column)
+
+    def image(self, row: int) -> bytes:
+        data: bytes = self.column[row].as_py()
         return data
 
 
-def on_this_machine(folder: str) -> str:
-    """A training set's folder as a local one. A remote one is copied, once a machine, whichever of
-    its workers comes first; the copies lie in the temporary folder, named after the set's index."""
-    if storage.is_local(folder):
-        return storage.filesystem(folder)[1]
-    index = read_index(folder)
-    if index is None:
-        raise CurateError(f"{folder}: no training set here")
-    files = TrainingSetFiles(folder)
-    known = storage.read_bytes(files.index)
-    copy = os.path.join(
-        tempfile.gettempdir(), f"curate-data-{hashlib.sha256(known).hexdigest()[:32]}"
-    )
-    os.makedirs(copy, exist_ok=True)
-    with open(f"{copy}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        local = TrainingSetFiles(copy)
-        if not os.path.exists(local.index):
-            for name, _ in index.parts:
-                _download(files.part(name), local.part(name))
-            index.write(copy)
-    return copy
+class _Remote:
+    """A part of a remote set: read by ranges, until this machine has a copy."""
 
+    def __init__(self, part: CachedPart, images: int, span: Span, cache: Cache) -> None:
+        self.part, self.images, self.span, self.cache = part, images, span, cache
+        self.copy: _Mapped | None = None
+        self.ends: NDArray[np.int64] | None = None
 
-def _download(uri: str, path: str) -> None:
-    try:
-        with storage.open_seekable(uri) as remote, open(f"{path}.part", "wb") as file:
-            shutil.copyfileobj(remote, file, 8 << 20)
-        os.replace(f"{path}.part", path)
-    except OSError as error:
-        raise CurateError(
-            f"{uri}: not copied to {path}: {one_line(error)}; TMPDIR names another place"
-        ) from error
+    def image(self, row: int) -> bytes:
+        if self.copy is None and self.cache.has(self.part):
+            (column,) = shards.read_arrow(str(self.cache.path(self.part)))["image"].chunks
+            self.copy, self.ends = _Mapped(column), None
+        if self.copy is not None:
+            return self.copy.image(row)
+        if self.ends is None:
+            self.ends = np.frombuffer(self._read(self.span.ends, 8 * (self.images + 1)), np.int64)
+        low, high = self.ends[row : row + 2].tolist()
+        return self._read(self.span.data + low, high - low)
+
+    def _read(self, start: int, size: int) -> bytes:
+        uri = self.part.uri
+        try:
+            data = storage.own_read(uri, partial(read_range, uri, start, size)) if size else b""
+        except FileNotFoundError:
+            raise CurateError(f"{uri}: no such file; remove the training set, run again") from None
+        if len(data) != size:
+            raise CurateError(f"{uri}: cut short; remove the training set and run again")
+        return data

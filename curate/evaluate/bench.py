@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from curate.dataset.training_set import TrainingSet, on_this_machine
+from curate.dataset.training_set import TrainingSet
 from curate.errors import CurateError
 from curate.settings import EncoderSettings, ImageSettings
 
@@ -30,7 +30,7 @@ class Bench:
 
 def open_sets(train: str, test: str) -> tuple[TrainingSet, TrainingSet]:
     """Of their folders, which may be remote."""
-    return TrainingSet(on_this_machine(train)), TrainingSet(on_this_machine(test))
+    return TrainingSet(train), TrainingSet(test)
 
 
 def device_here() -> torch.device:

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from curate.dataset.training_set import TrainingSet, on_this_machine
+from curate.dataset.training_set import TrainingSet
 from curate.embedding import encoders
 from curate.evaluate.bench import Bench, device_here
 from curate.evaluate.loading import loaded
@@ -33,7 +33,7 @@ def features_of_part(bench: Bench, folder: str, part: tuple[int, int]) -> NDArra
         encoder.module.to(device).to(memory_format=torch.channels_last),
         encoder.preprocessing,
         bench.limits,
-        TrainingSet(on_this_machine(folder)),
+        TrainingSet(folder),
         np.arange(*part),
         device,
         decoders=bench.decoders,

@@ -168,6 +168,7 @@ def _job(
         plan=plan,
         files=place.files,
         data=place.images,
+        cache_gb=chosen.resources.cache_gb,
         limits=settings.images,
         mean=settings.encoder.mean,
         std=settings.encoder.std,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from curate import storage
 from curate.dataset.crops import CropDataset, loader
-from curate.dataset.training_set import TrainingSet, on_this_machine
+from curate.dataset.training_set import TrainingSet
 from curate.embedding.encoders import Card
 from curate.errors import CurateError
 from curate.images import Preprocessing
@@ -43,6 +43,7 @@ class Job:
     plan: TrainingPlan
     files: TrainingFiles
     data: str  # folder of the training set
+    cache_gb: float | None  # of it, on each machine
     limits: ImageSettings
     mean: tuple[float, float, float] | None
     std: tuple[float, float, float] | None
@@ -74,7 +75,7 @@ class _Worker:
             torch.cuda.set_device(device)
             torch.backends.cudnn.benchmark = True  # all batches are of one shape
         self.trainer = Trainer(job.plan, device, job.mean, job.std, job.section)
-        self.images = TrainingSet(on_this_machine(job.data))
+        self.images = TrainingSet(job.data, job.cache_gb)
         if job.probe and rank() == 0:
             open_probe(job.probe)  # what is wrong with it is told now, not after so many epochs
         # Sums since the last record: loss, deviation, steps, unreadable images in this epoch

@@ -129,17 +129,9 @@ class Ledger:
         Raises CurateError for a shard that is none of this store's.
         """
         ledger = Ledger.read(files, wanted)
-        by_group: dict[str, list[str]] = defaultdict(list)
-        for digest in pc.unique(wanted).to_pylist():
-            by_group[digest[:2]].append(digest)
-        written = _sizes(ledger.table)
-        asked = [
-            (name, [(digest, written.get(digest)) for digest in digests])
-            for name, digests in sorted(by_group.items())
-        ]
         lost: list[str] = []
         found: list[UnitRecord] = []
-        for group in over_tasks(_look, asked, GROUPS_AT_ONCE, files):
+        for group in over_tasks(_look, ledger._by_group(wanted), GROUPS_AT_ONCE, files):
             lost += group[0]
             found += group[1]
         if lost:
@@ -147,6 +139,17 @@ class Ledger:
             ledger.table = ledger.table.filter(pc.invert(gone))
         ledger.added, ledger.unwritten = found, len(found)
         return ledger
+
+    def _by_group(self, wanted: pa.ChunkedArray) -> list[pa.Table]:
+        """(unit, its shards, null where it is not written), a table a folder of shards."""
+        units = pc.unique(wanted)
+        units = units.take(pc.array_sort_indices(units))
+        places = pc.index_in(units, value_set=self.table["unit"])
+        table = pa.table({"unit": units, "shards": self.table["shards"].take(places)})
+        names = pc.utf8_slice_codeunits(units, 0, 2)
+        starts = pc.index_in(pc.unique(names), value_set=names).to_pylist()
+        ends = [*starts[1:], len(units)]
+        return [table.slice(start, end - start) for start, end in zip(starts, ends, strict=True)]
 
     def rows_of(self, digests: pa.ChunkedArray) -> tuple[pa.Table, NDArray[np.int64]]:
         """(table, its row for each of the digests, -1 where the unit is not done)."""
@@ -196,31 +199,24 @@ class Ledger:
         return storage.join(self.files.ledger, f"{self.name}-{number:06d}.parquet")
 
 
-def _sizes(table: pa.Table) -> dict[str, dict[int, int]]:
-    """Unit → part → bytes of its shard."""
-    columns = zip(table["unit"].to_pylist(), table["shards"].to_pylist(), strict=True)
-    return {unit: {n: one["bytes"] for n, one in enumerate(parts)} for unit, parts in columns}
-
-
-_Asked = tuple[str, list[tuple[str, dict[int, int] | None]]]
-
-
 @ray.remote
-def _look(asked: list[_Asked], files: EmbeddingFiles) -> tuple[list[str], list[UnitRecord]]:
+def _look(groups: list[pa.Table], files: EmbeddingFiles) -> tuple[list[str], list[UnitRecord]]:
     """Units whose shards are not as they were written, and units found by their shards."""
     lost: list[str] = []
     found: list[UnitRecord] = []
-    for group, units in asked:
+    for group in groups:
         there: dict[str, dict[int, int]] = defaultdict(dict)
-        for name, size in storage.sizes_in(files.group(group)).items():
+        folder = files.group(group["unit"][0].as_py()[:2])
+        for name, size in storage.sizes_in(folder).items():
             digest, _, part = name.partition(".")[0].partition("-")
             if part.isdigit():
                 there[digest][int(part)] = size
-        for digest, written in units:
+        for row in group.to_pylist():
+            digest, written = row["unit"], row["shards"]
             sizes = there.get(digest, {})
-            if written is not None and written == sizes:
-                continue
             if written is not None:
+                if {n: part["bytes"] for n, part in enumerate(written)} == sizes:
+                    continue
                 lost.append(digest)
             record = unit_of([_recovered(files, digest, part, n) for part, n in sizes.items()])
             if record is not None:

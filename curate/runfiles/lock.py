@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 
 from curate import storage
-from curate.errors import CurateError
+from curate.errors import CurateError, one_line
 from curate.runfiles.files import RunFiles
 
 log = logging.getLogger(__name__)
@@ -135,8 +135,8 @@ class _Held:
         while not self._end.wait(BEAT_S):
             try:
                 self._renew()
-            except CurateError as error:  # the store is away: others cannot read a lock either
-                log.warning("%s", error)
+            except Exception as error:  # a store that is away: others cannot read there either
+                log.warning("%s: %s", self.uri, one_line(error))
             if self.lost_to and not self._end.is_set():
                 log.error("%s; this process stops", self.lost_to)
                 _interrupt()
@@ -160,8 +160,8 @@ class _Held:
         try:
             if _is(_read(self.uri), self.owner):
                 storage.remove_tree(self.uri)
-        except CurateError as error:  # it goes stale by itself
-            log.warning("%s", error)
+        except Exception as error:  # it goes stale by itself
+            log.warning("%s: not removed: %s", self.uri, one_line(error))
 
 
 _held: dict[str, _Held] = {}  # of this process, by URI

@@ -142,6 +142,13 @@ def next_files(run: RunFiles) -> PlanFiles:
     return run.plan(max(_numbers(run), default=-1) + 1)
 
 
+def discard(run: RunFiles, made: PlanFiles) -> None:
+    """What there is of a plan that is not to be."""
+    storage.remove_tree(made.folder)
+    if not listing.folders_in(run.plans):
+        storage.remove_tree(run.plans)
+
+
 def remove_others(run: RunFiles, kept: Plan) -> None:
     """Plans that are not in force any more, or were never finished."""
     for number in _numbers(run):

@@ -78,7 +78,7 @@ class Run:
                 plan.write(now)
                 log.info("plan: %d units", len(now))
         except BaseException:
-            storage.remove_tree(made.folder)
+            plan.discard(files, made)
             raise
         versions = {"curate": __version__, "python": platform.python_version()}
         versions |= {package: version(package) for package in PACKAGES}

@@ -53,6 +53,7 @@ class ResourceSettings(Settings):
     use_gpu: bool | None = None  # where there is one, where unset
     loader_workers: int | None = Field(None, ge=0)  # processes that decode, for each worker
     restarts: int = Field(3, ge=0)  # of all workers, after one was lost
+    cache_gb: float | None = Field(None, ge=0)  # on each machine's disk, of a remote training set
 
 
 class CheckpointSettings(Settings):

@@ -16,6 +16,7 @@ from curate.pipeline import run
 from curate.report.collect.report import collect
 from curate.settings import load as config
 from tests import datasets
+from tests.datasets import shards_of
 from tests.oracles import brute_force_rounds
 
 
@@ -27,10 +28,15 @@ def document(tmp_path_factory, merged_run):
     return document
 
 
-def table_of(folder: Path, names: list[str]) -> pa.Table:
+def table_of(paths: list[Path]) -> pa.Table:
     return pa.concat_tables(
-        pa.ipc.open_file(str(folder / name)).read_all().replace_schema_metadata() for name in names
+        pa.ipc.open_file(str(path)).read_all().replace_schema_metadata() for path in paths
     )
+
+
+def whitened(output: Path, paths: list[Path]) -> list[Path]:
+    """The copies of shards."""
+    return [output / "whitened" / path.name for path in paths]
 
 
 def matrix(table: pa.Table) -> np.ndarray:
@@ -39,14 +45,11 @@ def matrix(table: pa.Table) -> np.ndarray:
 
 def test_it_selects_by_the_definition_on_whitened_embeddings(document) -> None:
     output = Path(document["output"])
-    names = {
-        name: sorted(path.name for path in (output / "embeddings" / name).glob("*.arrow"))
-        for name in ("target", "open")
-    }
-    raw = {name: table_of(output / "embeddings" / name, names[name]) for name in names}
-    made = {name: table_of(output / "whitened", names[name]) for name in names}
+    paths = {name: shards_of(output, name) for name in ("target", "open")}
+    raw = {name: table_of(paths[name]) for name in paths}
+    made = {name: table_of(whitened(output, paths[name])) for name in paths}
     whitening = Whitening.fit(Moments.of(matrix(raw["open"])), 16)
-    for name in names:
+    for name in paths:
         assert np.abs(matrix(made[name]) - whitening(matrix(raw[name]))).max() < 2e-3
         assert made[name].drop_columns(["embedding"]) == raw[name].drop_columns(["embedding"])
     centroids = np.rint(np.load(output / "centroids.npy").astype(np.float64) * 2**24) / 2**24
@@ -84,8 +87,7 @@ def test_the_report_is_of_what_was_selected_from(document, tmp_path: Path) -> No
     output = Path(document["output"])
     report = collect(document["output"], str(tmp_path))
     assert report.missing == {}
-    names = sorted(path.name for path in (output / "embeddings" / "target").glob("*.arrow"))
-    target = table_of(output / "whitened", names)
+    target = table_of(whitened(output, shards_of(output, "target")))
     near = np.argmax(matrix(target).astype(np.float32) @ np.load(output / "centroids.npy").T, 0)
     keys = target["key"].to_pylist()
     assert [one.nearest[0].key for one in report.centroids] == [keys[row] for row in near]

@@ -29,7 +29,7 @@ from curate.runfiles.run import Embedded, Run
 from curate.settings import EncoderSettings, RunSettings
 from curate.settings import load as config
 from curate.settings.evaluation import OnLabelledSets, OnOwnData, Protocol
-from tests.datasets import copy_run, picture
+from tests.datasets import copy_run, picture, shards_of
 from tests.evaluate import scenes
 
 CLASSES = ("blue", "green", "red")
@@ -304,7 +304,7 @@ def test_selection_against_counting_by_hand(curated) -> None:
     output = Path(curated["output"])
     found = {result.metric: result for result in evaluate(selection_of(curated, "a", "class1"))}
     chosen = pq.read_table(output / "coreset.parquet").to_pylist()
-    tables = [shards.read_arrow(str(p)) for p in sorted((output / "embeddings/open").glob("*"))]
+    tables = [shards.read_arrow(str(p)) for p in shards_of(output, "open")]
     labels = [label for table in tables for label in table["label"].to_pylist()]
     base = sum(label in ("a", "class1") for label in labels) / len(labels)
     hits = sum(row["label"] in ("a", "class1") for row in chosen)
@@ -323,7 +323,7 @@ def test_selection_against_counting_by_hand(curated) -> None:
 
     def embedded(set_name: str) -> tuple[list[tuple], np.ndarray]:
         places, rows = [], []
-        for path in sorted((output / "embeddings" / set_name).glob("*.arrow")):
+        for path in shards_of(output, set_name):
             for row in shards.read_arrow(str(path)).to_pylist():
                 places.append((row["uri"], row["offset"], row["row"]))
                 rows.append(row["embedding"])

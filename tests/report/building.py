@@ -12,16 +12,16 @@ import pyarrow as pa
 
 from curate import storage
 from curate.coreset import manifest, stage
-from curate.runfiles import plan, shards
+from curate.runfiles import plan, rejected, shards, store
 from curate.runfiles.files import RunFiles
 from curate.runfiles.ledger import Ledger, PartRecord, unit_of
 from curate.runfiles.memo import Memo
-from curate.runfiles.plan import PlannedUnit
+from curate.runfiles.plan import Plan
 from curate.runfiles.run import Run
-from curate.runfiles.shards import REJECT_SCHEMA
+from curate.runfiles.shards import Reject
 from curate.runfiles.summary import Summary
 from curate.settings import load as config
-from curate.sources import Unit
+from curate.sources.units import digest_of
 from tests.datasets import picture
 
 EVIL = "<script>window.owned = 1</script>"
@@ -59,30 +59,34 @@ def write_run(
     }
     settings = config.parse(document, "test")
     rng = np.random.default_rng(0)
-    files, planned, records = RunFiles(str(output)), [], {}
+    files, made_by = RunFiles(str(output)), {"of": "a test"}
+    embeddings = store.enter(settings, made_by)
+    rows, records = [], []
     for set_name, source, images in (
         ("target", "target", targets),
         ("open", "left", opened - opened // 3),
         ("open", "right", opened // 3),
     ):
         for start in range(0, images, per_unit):
-            unit = PlannedUnit(len(planned), set_name, source, Unit(str(root / "pictures.bin")))
+            digest = digest_of(source, start)
             n = min(per_unit, images - start)
             table = _images(places, range(start, start + n), labels, key, source)
             rejects = 3 if reason and set_name == "open" and start == 0 else 0
-            if rejects:
-                _write_rejects(files.rejects(unit.number, 0), source, key, reason, rejects)
+            refused = _rejects(source, key, reason or "", rejects)
             embedded = shards.table_of(table, _unit_rows(rng, n, source))
-            size = shards.write_arrow(files.shard(set_name, unit.number, 0), embedded)
-            part = PartRecord(unit.number, 0, True, n + rejects, n, rejects, size)
-            planned.append(unit)
-            records[unit.number] = unit_of([part])
-    plan.write(files.plan, planned)
-    with Ledger(files, {}) as ledger:
-        for record in records.values():
+            noted = shards.with_note(embedded, refused)
+            size = shards.write_arrow(embeddings.shard(digest, 0), noted)
+            rows.append({"set": set_name, "source": source, "uri": "/t.tar", "digest": digest})
+            records.append(unit_of([PartRecord(digest, 0, True, n + rejects, n, rejects, size)]))
+    blank = dict.fromkeys(plan.SCHEMA.names)
+    units = pa.Table.from_pylist([blank | {"start": 0, **row} for row in rows], plan.SCHEMA)
+    plan.write(Plan(files.plan(0), units))
+    with Ledger.read(embeddings) as ledger:
+        for record in records:
             ledger.add(record)
     about = {"settings": settings.model_dump(mode="json"), "versions": {"curate": "0.2.0"}}
-    Memo(files.memo).write({"of": "a test"}, **about)
+    Memo(files.memo).write(made_by, **about)
+    rejected.write(Run.open(str(output)))
     _select(Run.open(str(output)))
     return output
 
@@ -142,18 +146,12 @@ def _unit_rows(rng: np.random.Generator, n: int, source: str) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float16)
 
 
-def _write_rejects(uri: str, source: str, key: str, reason: str, rejects: int) -> None:
-    rows = [
-        {
-            "source": source,
-            "key": f"broken/{key.format(i)}",
-            "uri": f"https://user:secret@example.org/{i}.jpg?signature=secret",
-            "stage": "decode",
-            "reason": reason,
-        }
+def _rejects(source: str, key: str, reason: str, rejects: int) -> list[Reject]:
+    url = "https://user:secret@example.org/{}.jpg?signature=secret"
+    return [
+        Reject(source, f"broken/{key.format(i)}", url.format(i), "decode", reason)
         for i in range(rejects)
     ]
-    shards.write_parquet(uri, pa.Table.from_pylist(rows, schema=REJECT_SCHEMA))
 
 
 def write_results(output: Path, planted: str = "") -> None:

@@ -16,6 +16,7 @@ from curate.report.build import build
 from curate.report.collect import files, report, thumbnails
 from curate.runfiles.files import RunFiles
 from tests import datasets
+from tests.datasets import shards_of
 from tests.report import building
 from tests.report.pages import read_all
 
@@ -211,7 +212,7 @@ def test_other_selections_begin_with_simcore(tmp_path) -> None:
 
 def test_a_part_that_cannot_be_made_says_why(tmp_path, ray_session) -> None:
     output = building.write_run(tmp_path, labels=["a"])
-    for shard in (output / "embeddings" / "target").iterdir():
+    for shard in shards_of(output, "target"):
         shard.write_bytes(b"damaged")
     text = report_on(output)[0]["index.html"].text
     assert "images selected" in text and "not a shard of this run" in text
@@ -225,7 +226,7 @@ def test_a_part_that_cannot_be_made_says_why(tmp_path, ray_session) -> None:
         ("summary.json", r"no finished run here \(no summary.json\); run `curate run` first"),
         ("coreset.parquet", r"coreset.parquet: no such file; run the same"),
         ("rounds.parquet", r"rounds.parquet: no such file; run the same"),
-        ("plan.parquet", r"plan.parquet: no such file; run the same"),
+        ("plan/000000/units.parquet", r"run/plan: no plan; run the same"),
         ("config.yaml", r"no run here \(no config.yaml\)"),
     ],
 )
@@ -270,8 +271,8 @@ def test_centroids_show_their_nearest_first_and_last(tmp_path, ray_session) -> N
     found = report.collect(str(output), str(output / "report"))
     manifest = pq.read_table(output / "coreset.parquet").to_pylist()
     centres = np.load(output / "centroids.npy")
-    shards = sorted((output / "embeddings" / "target").glob("*.arrow"))
-    tables = [building.pa.ipc.open_file(str(path)).read_all() for path in shards]
+    paths = shards_of(output, "target")
+    tables = [building.pa.ipc.open_file(str(path)).read_all() for path in paths]
     keys = [key for table in tables for key in table["key"].to_pylist()]
     rows = np.concatenate([np.stack(table["embedding"].to_numpy()) for table in tables])
     similar = rows.astype(np.float32) @ centres.T
