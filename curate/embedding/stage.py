@@ -182,7 +182,9 @@ def _follow(
     parts: dict[str, list[PartRecord]] = {}
     failures: list[Failure] = []
     for row in rows:
-        trouble, again = row.pop("trouble"), row.pop("again")
+        trouble, again, fatal = row.pop("trouble"), row.pop("again"), row.pop("fatal")
+        if fatal is not None:
+            raise CurateError(fatal)
         if trouble is not None:
             failures.append(Failure(by_digest.pop(row["unit"]), trouble, again))
             continue
@@ -202,15 +204,10 @@ def _follow(
 
 PART_SCHEMA = pa.schema(
     {
-        "unit": pa.string(),
-        "part": pa.int64(),
-        "last": pa.bool_(),
-        **dict.fromkeys(("seen", "embedded", "rejected"), pa.int64()),
+        **dict.fromkeys(("unit", "failed", "trouble", "fatal"), pa.string()),
+        **dict.fromkeys(("part", "seen", "embedded", "rejected", "bytes"), pa.int64()),
+        **dict.fromkeys(("last", "again"), pa.bool_()),
         "seconds": pa.float64(),
-        "bytes": pa.int64(),
-        "failed": pa.string(),
-        "trouble": pa.string(),
-        "again": pa.bool_(),
     }
 )
 
@@ -231,7 +228,10 @@ class EmbedParts:
         self.files = files
 
     def __call__(self, parts: pa.Table) -> pa.Table:
-        rows = [self._embed(parts.slice(i, 1)) for i in range(len(parts))]
+        try:
+            rows = [self._embed(parts.slice(i, 1)) for i in range(len(parts))]
+        except CurateError as error:  # whose type Ray Data loses on the way to the driver
+            rows = [{"fatal": str(error)}]
         return pa.Table.from_pylist(rows, PART_SCHEMA)
 
     def _embed(self, part: pa.Table) -> Row:
