@@ -27,7 +27,8 @@ import ray
 
 from curate.images import EncodedImage, Preprocessing, Refused
 from curate.settings import ImageSettings, SourceSettings
-from curate.sources import Unit, read_unit
+from curate.sources import Changed, Unit, read_unit
+from curate.storage import Unavailable
 
 READ, DECODE, DONE = "read", "decode", "done"
 
@@ -128,13 +129,16 @@ class Careful:
         """In the process: what it is about to do, and with which image."""
         yield READ, 0
         place = -1
-        for place, item in enumerate(read_unit(self.source, self.unit, self.limits.max_bytes)):
-            if stop is not None and place >= stop:
-                break
-            if place >= first and place not in skip and item.data is not None:
-                yield DECODE, place
-                _decode(item.data, self.limits, self.preprocessing)
-            yield READ, place + 1
+        try:
+            for place, item in enumerate(read_unit(self.source, self.unit, self.limits.max_bytes)):
+                if stop is not None and place >= stop:
+                    break
+                if place >= first and place not in skip and item.data is not None:
+                    yield DECODE, place
+                    _decode(item.data, self.limits, self.preprocessing)
+                yield READ, place + 1
+        except (Unavailable, Changed):
+            pass  # no image's doing: the reader that comes after meets it as well, and says so
         yield DONE, place
 
 

@@ -11,7 +11,7 @@ import ray
 from curate.cluster import over_tasks
 from curate.errors import CurateError
 from curate.runfiles.plan import Plan, PlannedUnit, SetName, by_name
-from curate.settings import RunSettings, SourceSettings, UrlListSettings
+from curate.settings import ImageFolderSettings, RunSettings, SourceSettings, UrlListSettings
 from curate.sources import image_folder, url_list
 
 Sources = dict[tuple[SetName, str], SourceSettings]
@@ -66,17 +66,13 @@ def _compare(
 ) -> tuple[list[str], list[str]]:
     """(changed, gone) of the inputs of units that were, against units that are."""
     [(old, new)] = pairs
-    lists = {key for key, one in sources.items() if isinstance(one, UrlListSettings)}
-    here = [unit for unit in new if (unit.set, unit.source) not in lists]
-    now = {uri: stamp for unit in here for uri, stamp in _inputs(unit)}
+    now = {uri: stamp for unit in new for uri, stamp in _inputs(unit, sources)}
     changed, gone = set(), set()
     for unit in old:
         source = sources[unit.set, unit.source]
-        if isinstance(source, UrlListSettings):
-            if not url_list.says_still(source, unit.unit):
-                changed.add(unit.unit.uri)
-            continue
-        for uri, stamp in _inputs(unit):
+        if isinstance(source, UrlListSettings) and not url_list.says_still(source, unit.unit):
+            changed.add(unit.unit.uri)
+        for uri, stamp in _inputs(unit, sources):
             if uri not in now:
                 gone.add(uri)
             elif now[uri] != stamp:
@@ -84,11 +80,12 @@ def _compare(
     return sorted(changed), sorted(gone)
 
 
-def _inputs(planned: PlannedUnit) -> Iterator[tuple[str, str]]:
-    """(URI, what tells whether it is the same) of the files that a unit is read from."""
+def _inputs(planned: PlannedUnit, sources: Sources) -> Iterator[tuple[str, str]]:
+    """(URI, what tells whether it is the same) of the files that a unit is read from; none of a
+    list, which speaks for itself."""
     unit = planned.unit
-    if unit.stamp:
+    if isinstance(sources[planned.set, planned.source], ImageFolderSettings):
+        for row in image_folder.files_of(unit).to_pylist():
+            yield row["uri"], f"{row['size']} {row['stamp']}"
+    elif not isinstance(sources[planned.set, planned.source], UrlListSettings):
         yield unit.uri, unit.stamp
-        return
-    for row in image_folder.files_of(unit).to_pylist():
-        yield row["uri"], f"{row['size']} {row['stamp']}"
