@@ -204,7 +204,7 @@ def on_gpu(options: argparse.Namespace, scratch: str) -> int:
     settings = settings_of(options, scratch, 1, 1 << 30)
     rows = [
         {"source": "target", "key": item.key, "image": item.data}
-        for unit in plan_source(settings.target, 1000)
+        for unit in plan_source(settings.target, 1000, f"{scratch}/plan")
         for item in read_unit(settings.target, unit, settings.images.max_bytes)
     ]
     shards.write_arrow(f"{scratch}/data/part.arrow", pa.Table.from_pylist(rows, SCHEMA))

@@ -6,7 +6,9 @@ environment of its own, `.venv-moto`, which the first tests that need it make.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -33,6 +35,28 @@ from curate.settings import load
 from tests import datasets
 
 MOTO_VENV = Path(__file__).resolve().parents[1] / ".venv-moto"
+
+
+def _free_port() -> int:
+    """Below those that systems give to whoever asks for any, above those of Ray's workers."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port")
+
+
+# S3 is reached as users reach theirs, by the environment alone. Ray's workers have that of when Ray
+# was started, which is before a test asks for the server
+for name in [name for name in os.environ if name.startswith("AWS_")]:
+    del os.environ[name]
+S3 = f"http://127.0.0.1:{_free_port()}"
+os.environ |= {
+    "AWS_ENDPOINT_URL": S3,
+    "AWS_ACCESS_KEY_ID": "testing",
+    "AWS_SECRET_ACCESS_KEY": "testing",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 
 
 @pytest.fixture(scope="session")
@@ -69,12 +93,8 @@ def moto_server() -> Path:
 
 @pytest.fixture(scope="session")
 def endpoint(moto_server: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
     server = subprocess.Popen(
-        [str(moto_server), "-H", "127.0.0.1", "-p", str(port)],
+        [str(moto_server), "-H", "127.0.0.1", "-p", S3.rpartition(":")[2]],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -83,25 +103,19 @@ def endpoint(moto_server: Path) -> Iterator[str]:
             if server.poll() is not None:
                 raise RuntimeError("moto_server ended at once")
             try:
-                urllib.request.urlopen(address, timeout=1).close()
+                urllib.request.urlopen(S3, timeout=1).close()
                 break
             except OSError:
                 time.sleep(0.1)
-        yield address
+        yield S3
     finally:
         server.terminate()
         server.wait(10)
 
 
 @pytest.fixture
-def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """s3://… of a bucket of its own, reached as users reach theirs: by the environment alone."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+def bucket(endpoint: str) -> Iterator[str]:
+    """s3://… of a bucket of its own."""
     filesystem = fsspec.filesystem("s3")
     filesystem.clear_instance_cache()
     name = f"bucket-{uuid.uuid4().hex}"

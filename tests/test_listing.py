@@ -5,9 +5,6 @@ from __future__ import annotations
 import pytest
 
 from curate import listing, storage
-from tests.sources.test_s3 import bucket, endpoint, moto_server
-
-__all__ = ["bucket", "endpoint", "moto_server"]  # fixtures
 
 pytestmark = pytest.mark.slow
 

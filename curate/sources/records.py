@@ -17,7 +17,8 @@ MORE_BYTES = 1 << 16  # read at a time beyond a range, to the end of its last re
 
 @dataclass(frozen=True)
 class Record:
-    """start, stop: where it lies in the list, bytes; text: without white space around it."""
+    """start, stop: where it lies in the list, bytes; text: without the white space around a line,
+    without the line end of a row, whose first cell may be empty."""
 
     start: int
     stop: int
@@ -64,7 +65,7 @@ def split(data: bytes, first: int, csv: bool) -> list[Record]:
     start = len(codecs.BOM_UTF8) if not first and data.startswith(codecs.BOM_UTF8) else 0
     found = []
     for end in [*_ends(data, csv, False).tolist(), len(data)]:
-        text = data[start:end].strip()
+        text = data[start:end].strip(b"\r\n" if csv else None)
         if text:
             found.append(Record(first + start, first + end, text))
         start = end + 1

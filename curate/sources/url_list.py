@@ -143,18 +143,19 @@ def _items(
     if delimiter is None:
         yield from (_item(uri, text) for text in texts)
         return
-    rows = csv.DictReader(texts, fieldnames=header, delimiter=delimiter)
-    try:
-        for row in rows:
-            cell = {setting: row.get(column) for setting, column in _columns(source).items()}
-            url = (cell["url_column"] or "").strip()  # a short row has None for what it lacks
-            if url:
-                yield _item(uri, url, cell.get("key_column"), cell.get("label_column"))
-            else:
-                key = f"byte {records[rows.line_num - 1].start}"
-                yield Item(key=key, uri=uri, error="no URL in this row")
-    except csv.Error as error:
-        raise ValueError(f"not readable as CSV: {one_line(error)}") from error
+    for record, text in zip(records, texts, strict=True):
+        nameless = Item(key=f"byte {record.start}", uri=uri)
+        try:
+            row = dict(zip(header, next(csv.reader([text], delimiter=delimiter)), strict=False))
+        except csv.Error as error:
+            yield replace(nameless, error=f"not readable as CSV: {one_line(error)}")
+            continue
+        cell = {setting: row.get(column) for setting, column in _columns(source).items()}
+        url = (cell["url_column"] or "").strip()  # a short row lacks some
+        if url:
+            yield _item(uri, url, cell.get("key_column"), cell.get("label_column"))
+        else:
+            yield replace(nameless, error="no URL in this row")
 
 
 def _item(listed_in: str, url: str, key: str | None = None, label: str | None = None) -> Item:

@@ -1,23 +1,20 @@
-"""Sources under test, on any filesystem."""
+"""Sources under test, on the disk and on S3. Ray, for they are planned by its tasks."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
-import fsspec
 import pytest
 
 
-@pytest.fixture(params=["local", "memory"])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(autouse=True)
+def _ray(ray_session: None) -> None:
+    pass
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty folder: on the disk, and on a filesystem that is none."""
     if request.param == "local":
-        yield str(tmp_path)
-        return
-    folder = f"memory://{uuid.uuid4().hex}"
-    yield folder
-    filesystem = fsspec.filesystem("memory")
-    if filesystem.exists(folder):
-        filesystem.rm(folder, recursive=True)
+        return str(tmp_path)
+    return str(request.getfixturevalue("bucket"))

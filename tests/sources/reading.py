@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tempfile
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,12 +16,18 @@ from pydantic import TypeAdapter
 from curate import sources, storage
 from curate.errors import CurateError
 from curate.settings import ImageSettings, Source, SourceSettings
-from curate.sources import Item, Unit, located, plan_source
+from curate.sources import Item, Unit, located
+
+PLANS = tempfile.TemporaryDirectory()  # files of all plans that the tests make
 
 
 def source(kind: str, path: str | list[str], **settings: Any) -> Any:
     document = {"name": "set", "kind": kind, "path": path, **settings}
     return TypeAdapter(Source).validate_python(document)
+
+
+def plan_source(source: SourceSettings, unit_images: int = 1000) -> list[Unit]:
+    return sources.plan_source(source, unit_images, f"{PLANS.name}/{uuid.uuid4().hex}")
 
 
 def read_unit(
@@ -47,7 +55,7 @@ def read(kind: str, path: str | list[str], unit_images: int = 1000, **settings: 
 def error_of(kind: str, path: str | list[str], **settings: Any) -> str:
     """What planning says; a line that names the source."""
     with pytest.raises(CurateError) as error:
-        plan_source(source(kind, path, **settings), 1000)
+        plan_source(source(kind, path, **settings))
     message = str(error.value)
     assert message.startswith("source set: ") and "\n" not in message
     return message

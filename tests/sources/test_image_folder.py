@@ -10,9 +10,17 @@ from pathlib import Path
 import pytest
 
 from curate import storage
-from curate.sources import plan_source
+from curate.sources import Changed
 from tests.imagery import jpeg
-from tests.sources.reading import error_of, read, read_located, read_unit, source, write
+from tests.sources.reading import (
+    error_of,
+    plan_source,
+    read,
+    read_located,
+    read_unit,
+    source,
+    write,
+)
 
 TREE = {
     "cat/1.jpg": jpeg(1),
@@ -52,22 +60,30 @@ def test_however_the_root_is_spelt(
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 5, 9])
 @pytest.mark.parametrize("unit_images", [1, 2, 100])
-def test_limit(root: str, limit: int, unit_images: int) -> None:
-    write(root, TREE)
-    items = read("image_folder", root, unit_images, limit=limit)
+def test_limit(tmp_path: Path, limit: int, unit_images: int) -> None:
+    write(str(tmp_path), TREE)
+    items = read("image_folder", str(tmp_path), unit_images, limit=limit)
     assert [item.key for item in items] == KEYS[:limit]
 
 
-def test_a_file_that_vanishes_is_an_item(root: str) -> None:
+def test_a_file_that_vanishes_is_a_change(root: str) -> None:
     write(root, TREE)
     folder = source("image_folder", root)
-    (unit,) = plan_source(folder, 1000)
+    (unit,) = plan_source(folder)
     storage.remove_tree(storage.join(root, "cat/1.jpg"))
-    items = list(read_unit(folder, unit))
-    assert [(item.key, item.error) for item in items if item.error] == [
-        ("cat/1.jpg", "no such file")
-    ]
-    assert len(items) == len(KEYS) and all(item.data for item in items if not item.error)
+    given = []
+    with pytest.raises(Changed, match=r"cat/1\.jpg: gone since it was planned"):
+        given.extend(read_unit(folder, unit))
+    assert sum(file.error is not None for file in given) == 0
+
+
+def test_a_file_that_is_written_anew_is_a_change(root: str) -> None:
+    write(root, TREE)
+    folder = source("image_folder", root)
+    (unit,) = plan_source(folder)
+    write(root, {"cat/1.jpg": jpeg(7) + b"longer"})
+    with pytest.raises(Changed, match=r"cat/1\.jpg: changed since it was planned"):
+        list(read_unit(folder, unit))
 
 
 def test_unreadable_files_are_items(tmp_path: Path) -> None:
@@ -76,7 +92,7 @@ def test_unreadable_files_are_items(tmp_path: Path) -> None:
     folder = source("image_folder", str(tmp_path))
     errors = [
         item.error
-        for unit in plan_source(folder, 1000)
+        for unit in plan_source(folder)
         for item in read_unit(folder, unit)
         if item.key == "loop.jpg"
     ]
@@ -137,7 +153,7 @@ def test_what_no_file_is_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFix
 def test_a_pipe_that_takes_an_images_place(tmp_path: Path) -> None:
     write(str(tmp_path), {"1.jpg": jpeg(1)})
     folder = source("image_folder", str(tmp_path))
-    (unit,) = plan_source(folder, 1000)
+    (unit,) = plan_source(folder)
     (tmp_path / "1.jpg").unlink()
     os.mkfifo(tmp_path / "1.jpg")
     (item,) = read_unit(folder, unit)

@@ -8,6 +8,8 @@ import pytest
 
 from curate.errors import CurateError
 from curate.runfiles import plan
+from curate.runfiles.files import RunFiles
+from curate.runfiles.plan import Plan
 from curate.settings import RunSettings
 from curate.settings.load import parse
 from tests.imagery import jpeg, tar
@@ -43,15 +45,16 @@ def settings(tmp_path: Path) -> RunSettings:
     return parse(document, "test")
 
 
+def made(settings: RunSettings) -> Plan:
+    return plan.make(settings, RunFiles(settings.output).plan(0))
+
+
 def test_merged_sources_keep_the_order_of_the_config(settings: RunSettings) -> None:
-    planned = plan.make(settings)
-    assert [unit.number for unit in planned] == list(range(len(planned)))
-    by_name = {("open", source.name): source for source in settings.open}
-    by_name["target", "target"] = settings.target
+    sources = plan.by_name(settings)
     keys = [
         (unit.source, item.key)
-        for unit in planned
-        for item in read_unit(by_name[unit.set, unit.source], unit.unit)
+        for unit in made(settings).units()
+        for item in read_unit(sources[unit.set, unit.source], unit.unit)
     ]
     assert keys == [
         *(("target", f"{i}.jpg") for i in range(3)),
@@ -63,20 +66,22 @@ def test_merged_sources_keep_the_order_of_the_config(settings: RunSettings) -> N
 
 
 def test_the_plan_survives_its_file(settings: RunSettings) -> None:
-    """Units read back find the same images, and the files are the same bytes."""
-    planned = plan.make(settings)
-    uri = f"{settings.output}/plan.parquet"
-    plan.write(uri, planned)
-    again = plan.read(uri)
-    assert plan.to_table(again).equals(plan.to_table(planned))
-    by_name = {source.name: source for source in [settings.target, *settings.open]}
-    for before, after in zip(planned, again, strict=True):
-        source = by_name[before.source]
+    """Units read back find the same images; a plan made anew is the same."""
+    planned = made(settings)
+    plan.write(planned)
+    again = plan.read(planned.files)
+    assert again.table.equals(planned.table)
+    sources = plan.by_name(settings)
+    for before, after in zip(planned.units(), again.units(), strict=True):
+        source = sources[before.set, before.source]
         assert list(read_unit(source, before.unit)) == list(read_unit(source, after.unit))
+    anew = plan.make(settings, RunFiles(settings.output).plan(1))
+    assert anew.table.equals(planned.table)
+    assert len(set(planned.digests.to_pylist())) == len(planned)
 
 
 def test_one_bad_source_is_named(settings: RunSettings) -> None:
     gone = settings.open[2].model_copy(update={"path": ["nowhere/*.csv"]})
     broken = settings.model_copy(update={"open": [*settings.open[:2], gone]})
     with pytest.raises(CurateError, match=r"^source m: nowhere/\*\.csv: matches no file"):
-        plan.make(broken)
+        made(broken)

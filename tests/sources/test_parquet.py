@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pytest
 
 from curate import storage
-from curate.sources import plan_source
+from curate.sources import Changed
 from tests.imagery import jpeg
-from tests.sources.reading import error_of, parquet, read, read_located, read_unit, source, write
+from tests.sources.reading import (
+    error_of,
+    parquet,
+    plan_source,
+    read,
+    read_located,
+    read_unit,
+    source,
+    write,
+)
 
 IMAGES = [jpeg(i) for i in range(10)]
 NAMES = [f"{i}.jpg" for i in range(10)]
@@ -64,7 +75,10 @@ def test_path_column_relative_and_not(root: str) -> None:
 
 @pytest.mark.parametrize("limit", [1, 3, 6, 7, 10, 11, 19, 20, 99])
 @pytest.mark.parametrize("unit_images", [1, 5, 100])
-def test_limit_takes_the_first_rows_across_files(root: str, limit: int, unit_images: int) -> None:
+def test_limit_takes_the_first_rows_across_files(
+    tmp_path: Path, limit: int, unit_images: int
+) -> None:
+    root = str(tmp_path)
     for name in "ab":
         rows = [f"{name}{i}".encode() for i in range(10)]
         write(root, {f"{name}.parquet": parquet({"image": rows}, row_group_rows=3)})
@@ -112,27 +126,29 @@ def test_no_parquet_at_all(root: str, data: bytes) -> None:
     assert "not a Parquet file" in error_of("parquet", storage.join(root, "t.parquet"))
 
 
-def test_damaged_or_gone_after_planning(root: str) -> None:
+def test_damage_between_footer_and_rows(root: str) -> None:
     """Every row of the plan that cannot be read is an item that says why."""
     data = bytearray(parquet({"image": IMAGES}, row_group_rows=2))
-    uri = storage.join(root, "t.parquet")
-    settings = source("parquet", uri)
-    write(root, {"t.parquet": bytes(data)})
-    (unit,) = plan_source(settings, 1000)
     middle = data.index(IMAGES[7][:40])
     data[middle - 60 : middle + 20] = bytes(80)
     write(root, {"t.parquet": bytes(data)})
-    items = list(read_unit(settings, unit))
-    assert len(items) == 10
-    assert "the rest is lost" in (items[-1].error or "")
+    items = read("parquet", storage.join(root, "t.parquet"))
+    given = [item.data for item in items if not item.error]
+    assert len(items) == 10 and given == IMAGES[: len(given)] and len(given) < 8
+    assert all((item.error or "").startswith("not readable: ") for item in items[len(given) :])
+
+
+def test_another_file_or_none_since_it_was_planned(root: str) -> None:
+    uri = storage.join(root, "t.parquet")
+    settings = source("parquet", uri)
+    write(root, {"t.parquet": parquet({"image": IMAGES})})
+    (unit,) = plan_source(settings)
     write(root, {"t.parquet": parquet({"image": IMAGES[:4]})})
-    items = list(read_unit(settings, unit))
-    assert [item.data for item in items] == [*IMAGES[:4], *[None] * 6]
-    assert items[-1].error == "gone since the run was planned"
+    with pytest.raises(Changed, match=r"t\.parquet: changed since it was planned"):
+        list(read_unit(settings, unit))
     storage.remove_tree(uri)
-    items = list(read_unit(settings, unit))
-    assert len(items) == 10
-    assert all("FileNotFoundError" in (item.error or "") for item in items)
+    with pytest.raises(Changed, match=r"t\.parquet: gone since it was planned"):
+        list(read_unit(settings, unit))
 
 
 def test_tables_of_no_rows(root: str) -> None:
@@ -150,7 +166,7 @@ def test_images_that_are_too_large(root: str) -> None:
     write(root, {"t.parquet": parquet(columns)})
     for path_column in (None, "path"):
         settings = source("parquet", f"{root}/t.parquet", path_column=path_column)
-        (unit,) = plan_source(settings, 1000)
+        (unit,) = plan_source(settings)
         items = list(read_unit(settings, unit, max_bytes=100))
         assert [item.data for item in items] == [bytes(99), None, bytes(100)]
         assert "over max_bytes 100" in (items[1].error or "")

@@ -10,8 +10,7 @@ import pytest
 from curate import storage
 from curate.images import EncodedImage
 from curate.settings import ImageSettings
-from curate.sources import plan_source
-from tests.sources.reading import read_unit, source
+from tests.sources.reading import plan_source, read_unit, source
 
 DATA = os.environ.get("CURATE_TEST_DATA", "")
 pytestmark = pytest.mark.skipif(not DATA, reason="CURATE_TEST_DATA names no folder of real images")
@@ -37,7 +36,7 @@ def test_counts_labels_and_pixels(
     keys: set[tuple[str, str]] = set()
     labels: set[str | None] = set()
     count = 0
-    for unit in plan_source(real, 1000):
+    for unit in plan_source(real):
         for item in read_unit(real, unit):
             assert item.data is not None, item.error
             keys.add((item.uri, item.key))
@@ -58,5 +57,5 @@ def test_counts_labels_and_pixels(
 def test_limits(limit: int) -> None:
     for kind, path, settings, images, _ in SETS:
         real = source(kind, storage.join(DATA, path), limit=limit, **settings)
-        units = plan_source(real, 1000)
+        units = plan_source(real)
         assert sum(unit.images or 0 for unit in units) == min(limit, images)

@@ -14,6 +14,7 @@ from curate import listing, storage
 from curate.embedding import encoders
 from curate.errors import CurateError
 from curate.runfiles import plan
+from curate.runfiles.files import RunFiles
 from curate.settings import EncoderSettings, RunSettings
 from curate.settings.load import parse
 from tests.imagery import jpeg, tar
@@ -48,18 +49,19 @@ def run_settings(bucket: str) -> RunSettings:
 
 def test_plan_and_read_every_kind(bucket: str) -> None:
     settings = run_settings(bucket)
-    plan.write(f"{bucket}/run/plan.parquet", plan.make(settings))
-    planned = plan.read(f"{bucket}/run/plan.parquet")
-    assert planned == plan.from_table(plan.to_table(plan.make(settings)))
-    by_name = {source.name: source for source in settings.open}
-    for unit in planned[1:]:
-        items = list(read_unit(by_name[unit.source], unit.unit))
+    planned = plan.make(settings, RunFiles(settings.output).plan(0))
+    plan.write(planned)
+    assert plan.read(planned.files).table.equals(planned.table)
+    sources = plan.by_name(settings)
+    units = planned.units()
+    for unit in units[1:]:
+        items = list(read_unit(sources[unit.set, unit.source], unit.unit))
         assert [item.data for item in items] == list(IMAGES.values()), unit.source
         for item in items:
             assert item.uri.startswith(bucket) and item.error is None
             if item.offset is not None and item.size is not None:
                 assert storage.read_range(item.uri, item.offset, item.size) == item.data
-    assert {unit.source for unit in planned[1:]} == set(by_name)
+    assert [unit.source for unit in units[1:]] == [source.name for source in settings.open]
 
 
 def test_storage(bucket: str) -> None:

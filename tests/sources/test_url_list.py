@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from curate import storage
-from curate.sources import Item, base, plan_source
+from curate.sources import Item, base
 from curate.sources.base import read_files
 from tests.imagery import jpeg, tar
-from tests.sources.reading import error_of, parquet, read, source, write
+from tests.sources.reading import error_of, parquet, plan_source, read, read_unit, source, write
 
 IMAGES = {f"{i:02d}.jpg": jpeg(i) for i in range(12)}
 
@@ -28,7 +28,7 @@ def test_text_of_paths(root: str) -> None:
     text = "\ufeff" + "\r\n".join([*lines, "", "   "])
     write(root, {"list.txt": text.encode()})
     items = read("url_list", storage.join(root, "list.txt"), unit_images=5)
-    assert [item.key for item in items] == sorted(lines)
+    assert [item.key for item in items] == lines
     assert [item.error for item in items if item.key == lines[5]] == ["no such file"]
     for item in items:
         assert item.error or item.data == IMAGES[item.uri.rpartition("/")[2]]
@@ -48,21 +48,25 @@ def test_table_with_keys_and_labels(root: str, suffix: str, comma: str) -> None:
         key_column="id",
         label_column="class",
     )
-    assert [(item.key, item.label) for item in items] == [
-        ("03.jpg", None),
-        ("a", None),
-        ("b", "x y"),
+    at = text.index(f"{comma}empty")
+    assert [(item.key, item.label, item.error) for item in items] == [
+        ("b", "x y", None),
+        ("a", None, None),
+        (f"byte {at}", None, "no URL in this row"),
+        ("03.jpg", None, None),
     ]
-    assert [item.data for item in items] == [IMAGES[n] for n in ("03.jpg", "01.jpg", "02.jpg")]
+    wanted = [IMAGES["02.jpg"], IMAGES["01.jpg"], None, IMAGES["03.jpg"]]
+    assert [item.data for item in items] == wanted
 
 
 @pytest.mark.parametrize("limit", [1, 4, 5, 6, 10, 12, 30])
-def test_limit_takes_the_first_across_lists(root: str, limit: int) -> None:
-    names = list(IMAGES)
+def test_limit_takes_the_first_across_lists(tmp_path: Path, limit: int) -> None:
+    names, root = list(IMAGES), str(tmp_path)
     write(root, {"1.txt": "\n".join(names[:5]).encode(), "2.txt": "\n".join(names[5:]).encode()})
     settings = source("url_list", storage.join(root, "*.txt"), limit=limit)
     units = plan_source(settings, 3)
-    assert [item.key for unit in units for item in unit.items or ()] == names[:limit]
+    assert [item.key for unit in units for item in read_unit(settings, unit)] == names[:limit]
+    assert sum(unit.images or 0 for unit in units) == min(limit, 12)
 
 
 def test_errors_name_file_and_column(root: str) -> None:
@@ -72,11 +76,20 @@ def test_errors_name_file_and_column(root: str) -> None:
     assert "no columns at all" in error_of("url_list", storage.join(root, "empty.csv"))
     assert "no images" in error_of("url_list", storage.join(root, "empty.txt"))
     assert "matches no file" in error_of("url_list", storage.join(root, "gone.txt"))
-    write(root, {"long.csv": b"url\n" + b"x" * 200_000})
     write(root, {"odd.csv": b'"a\nb","' + b"c" * 1000 + b'"\n1.jpg,a\n'})
     odd = error_of("url_list", storage.join(root, "odd.csv"))
     assert "url_column to one of a b, ccc" in odd and len(odd) < 600
-    assert "not readable as csv" in error_of("url_list", storage.join(root, "long.csv"))
+
+
+def test_a_row_that_is_no_csv_is_an_item(root: str) -> None:
+    rows = [b"url", b"00.jpg", b"x" * 200_000, b"01.jpg", b'5" a', b'6" b', b"02.jpg"]
+    write(root, {"list.csv": b"\n".join(rows), **IMAGES})
+    items = read("url_list", storage.join(root, "list.csv"))
+    assert [item.data for item in items] == [
+        *(IMAGES["00.jpg"], None, IMAGES["01.jpg"], None, IMAGES["02.jpg"])
+    ]
+    for item, start in ((items[1], 11), (items[3], 200_019)):
+        assert item.key == f"byte {start}" and (item.error or "").startswith("not readable as CSV")
 
 
 # The web
@@ -126,20 +139,26 @@ class _Site(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def served() -> dict[str, bytes]:
+    """What the site has."""
+    return dict(IMAGES)
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch, served: dict[str, bytes]) -> Iterator[str]:
     monkeypatch.setattr(storage, "RETRY_PAUSE_S", 0.01)
     monkeypatch.setattr(storage, "READ_PATIENCE_S", 0.1)
     monkeypatch.setattr(base, "FIRST_PATIENCE_S", 0.1)
-    handler = type("Site", (_Site,), {"files": dict(IMAGES), "tries": {}})
+    handler = type("Site", (_Site,), {"files": served, "tries": {}})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    handler.files["a.tar"] = tar(list(IMAGES.items()))
-    handler.files["t.parquet"] = parquet({"image": list(IMAGES.values())})
+    served["a.tar"] = tar(list(IMAGES.items()))
+    served["t.parquet"] = parquet({"image": list(IMAGES.values())})
     names = [*IMAGES, "gone.jpg", "hang-up", "short", "flaky/07.jpg"]
     address = f"http://127.0.0.1:{server.server_port}"
-    handler.files["list.txt"] = "\n".join(f"{address}/{name}" for name in names).encode()
+    served["list.txt"] = "\n".join(f"{address}/{name}" for name in names).encode()
     yield address
     server.shutdown()
     server.server_close()
@@ -148,7 +167,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_http_in_order_with_what_fails(site: str) -> None:
     items = read("url_list", f"{site}/list.txt", allow_private=True)
     by_name = {item.key.removeprefix(site + "/"): item for item in items}
-    assert [item.key for item in items] == sorted(item.key for item in items)
+    assert list(by_name) == [*IMAGES, "gone.jpg", "hang-up", "short", "flaky/07.jpg"]
     assert {name: by_name[name].data for name in IMAGES} == IMAGES
     assert by_name["gone.jpg"].error == "no such file"
     assert "ServerDisconnectedError" in (by_name["hang-up"].error or "")
@@ -197,24 +216,23 @@ def test_lines_that_name_no_file(tmp_path: Path) -> None:
     assert [item.error for item in items] == ["not a regular file"] * 2
 
 
-def test_lines_that_nobody_allowed(site: str, tmp_path: Path) -> None:
+def test_lines_that_nobody_allowed(site: str, served: dict[str, bytes], tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(IMAGES["01.jpg"])
     lines = [f"{site}/01.jpg", str(tmp_path / "a.jpg"), "sftp://h/a.jpg"]
     (tmp_path / "list.txt").write_text("\n".join(lines))
-    write("memory://lists", {"list.txt": "\n".join(lines).encode()})
+    served["list.txt"] = "\n".join(lines).encode()
     private = "private address 127.0.0.1; set allow_private: true on the source"
     unknown = "no scheme to read images by: sftp"
     for place, local in (
         (str(tmp_path), None),
-        ("memory://lists", "a local path, in a list that is not local"),
+        (site, "a local path, in a list that is not local"),
     ):
         items = {item.key: item.error for item in read("url_list", f"{place}/list.txt")}
         assert items == dict(zip(lines, (private, local, unknown), strict=True))
-    table = parquet({"path": lines})
-    write("memory://lists", {"t.parquet": table})
-    items_ = read("parquet", "memory://lists/t.parquet", path_column="path")
+    served["t.parquet"] = parquet({"path": lines})
+    items_ = read("parquet", f"{site}/t.parquet", path_column="path")
     assert [item.error for item in items_] == [private, local, unknown]
-    allowed = read("parquet", "memory://lists/t.parquet", path_column="path", allow_private=True)
+    allowed = read("parquet", f"{site}/t.parquet", path_column="path", allow_private=True)
     assert allowed[0].data == IMAGES["01.jpg"]
 
 

@@ -10,9 +10,17 @@ from pathlib import Path
 import pytest
 
 from curate import storage
-from curate.sources import plan_source
+from curate.sources import Changed
 from tests.imagery import jpeg, tar
-from tests.sources.reading import error_of, read, read_located, read_unit, source, write
+from tests.sources.reading import (
+    error_of,
+    plan_source,
+    read,
+    read_located,
+    read_unit,
+    source,
+    write,
+)
 
 IMAGES = [(f"{i:03d}.jpg", jpeg(i)) for i in range(6)]
 LABELS = [(f"{i:03d}.cls", f"class {i % 2}\n".encode()) for i in range(6)]
@@ -91,12 +99,12 @@ def shards(root: str) -> str:
 
 
 @pytest.mark.parametrize("limit", [1, 3, 4, 5, 8, 11, 12, 50])
-def test_limit_takes_the_first_images_across_tars(root: str, limit: int) -> None:
-    pattern = shards(root)
+def test_limit_takes_the_first_images_across_tars(tmp_path: Path, limit: int) -> None:
+    pattern = shards(str(tmp_path))
     order = [f"{name}{i}".encode() for name in "abc" for i in range(4)]
     assert [item.data for item in read("webdataset", pattern)] == order
     assert [item.data for item in read("webdataset", pattern, limit=limit)] == order[:limit]
-    units = plan_source(source("webdataset", pattern, limit=limit), 1000)
+    units = plan_source(source("webdataset", pattern, limit=limit))
     assert sum(unit.images or 0 for unit in units) == min(limit, 12)
 
 
@@ -159,12 +167,15 @@ def test_a_tar_of_nothing_is_whole(root: str) -> None:
     assert len(read("webdataset", storage.join(root, "*.tar"), limit=2)) == 2
 
 
-def test_a_tar_that_vanishes_is_one_item(root: str) -> None:
+def test_a_tar_that_vanishes_or_changes_is_said_by_name(root: str) -> None:
     settings = source("webdataset", shards(root))
-    first, *_ = plan_source(settings, 1000)
+    first, second, _ = plan_source(settings)
     storage.remove_tree(first.uri)
-    (item,) = read_unit(settings, first)
-    assert item.uri == first.uri and item.error and "FileNotFoundError" in item.error
+    storage.write_bytes(second.uri, tar(IMAGES))
+    for unit, what in ((first, "gone"), (second, "changed")):
+        with pytest.raises(Changed) as raised:
+            list(read_unit(settings, unit))
+        assert str(raised.value) == f"{unit.uri}: {what} since it was planned"
 
 
 def test_patterns(root: str) -> None:
@@ -289,7 +300,7 @@ def test_members_that_are_too_large(root: str) -> None:
         root, {"a.tar": tar([("1.jpg", bytes(99)), ("2.jpg", bytes(100)), ("3.jpg", bytes(101))])}
     )
     settings = source("webdataset", f"{root}/a.tar")
-    (unit,) = plan_source(settings, 1000)
+    (unit,) = plan_source(settings)
     items = list(read_unit(settings, unit, max_bytes=100))
     assert [item.error for item in items] == [None, None, "101 bytes is over max_bytes 100"]
     assert [item.data for item in items] == [bytes(99), bytes(100), None]
