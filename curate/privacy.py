@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from typing import Any
 from urllib.parse import unquote
 
 # Query parameters that sign or authorise; the rest, a page or a size, says which file is meant
@@ -17,6 +19,11 @@ WEB = re.compile(r"https?://", re.IGNORECASE)
 URL = re.compile(
     r"""[a-z][a-z0-9+.-]*://(?:(?!https?://)[^\s<>"])*(?<![:,;.)'\]])""", re.IGNORECASE
 )
+PARTS = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*://)(?P<user>[^/?#]*@)?(?P<place>[^/?#]*)(?P<path>[^?]*)"
+    r"(?P<query>\?.*)?",
+    re.IGNORECASE,
+)
 USER = re.compile(r"(://)[^/?#]*@")
 USER_WITH_PASSWORD = re.compile(r"(://)[^/?#@:]*:[^/?#]*@")  # abfs://container@account has none
 
@@ -28,6 +35,32 @@ def public(uri: str) -> str:
         return uri
     first, *rest = re.split(r"(?=https?://)", uri) if WEB.search(uri) else [uri]
     return "".join(map(_public, [first, *rest]))
+
+
+def restored(uri: str, given: Iterable[str]) -> str:
+    """A URI as `public` left it, with what it took, from the path of the same place that the user
+    gave."""
+    for path in given:
+        whole, mine = PARTS.match(path), PARTS.match(uri)
+        if whole is None or mine is None or public(path) == path:
+            continue
+        shown = PARTS.match(public(path))
+        if shown is None or mine["user"]:
+            continue
+        if (shown["scheme"], shown["place"]) == (mine["scheme"], mine["place"]):
+            query = whole["query"] if mine["query"] == shown["query"] else mine["query"]
+            user = whole["user"] or ""
+            return f"{mine['scheme']}{user}{mine['place']}{mine['path']}{query or ''}"
+    return uri
+
+
+def public_document(value: Any) -> Any:
+    """JSON with every text in it as `public` gives it."""
+    if isinstance(value, dict):
+        return {key: public_document(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [public_document(one) for one in value]
+    return public(value) if isinstance(value, str) else value
 
 
 def public_text(text: str) -> str:

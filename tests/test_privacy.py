@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from curate.errors import one_line
-from curate.privacy import public, public_text
+from curate.privacy import public, public_document, public_text, restored
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,41 @@ def test_all_else_stays_byte_for_byte(uri: str) -> None:
 def test_errors_are_cut_after_their_secrets_are_gone() -> None:
     message = "see https://user:" + "p" * 400 + "@h/a and https://h/b?token=c,https://u:v@i/"
     assert one_line(ValueError(message)) == "see https://h/a and https://h/b?token=,https://i/"
+
+
+@pytest.mark.parametrize(
+    ("given", "uri"),
+    [
+        ("https://me:word@example.org/a/{0..9}.tar", "https://me:word@example.org/a/3.tar"),
+        ("https://example.org/a/*.tar?token=word", "https://example.org/a/3.tar?token=word"),
+        (
+            "https://me:word@example.org/a.tar?key=word",
+            "https://me:word@example.org/a.tar?key=word",
+        ),
+        ("https://example.org/*.tar?sig=word&sv=1", "https://example.org/3.tar?sig=word&sv=1"),
+        ("s3://bucket/*.tar", "s3://bucket/3.tar"),
+        ("/data/*.tar", "/data/3?.tar"),
+    ],
+)
+def test_what_is_left_out_is_found_again_in_the_users_own_path(given: str, uri: str) -> None:
+    assert "word" not in public(uri)
+    assert restored(public(uri), ["/elsewhere", given]) == uri
+    assert restored(public(uri), []) == public(uri)
+
+
+def test_other_places_are_told_no_secret() -> None:
+    given = ["https://me:word@example.org/*.tar?token=word"]
+    for uri in ("https://example.com/3.tar", "http://example.org/3.tar", "s3://example.org/3.tar"):
+        assert restored(uri, given) == uri
+    assert restored("https://example.org/3.tar?page=2", given) == (
+        "https://me:word@example.org/3.tar?page=2"
+    )
+
+
+def test_documents() -> None:
+    document = {"a": ["https://me:word@h/x", 3], "b": {"c": "https://h/x?sig=word"}, "d": None}
+    assert public_document(document) == {
+        "a": ["https://h/x", 3],
+        "b": {"c": "https://h/x"},
+        "d": None,
+    }

@@ -19,6 +19,7 @@ from curate.embedding import encoders
 from curate.embedding.encoders import Card
 from curate.evaluate.stage import measure
 from curate.pretraining.stage import Place, pretrain
+from curate.privacy import public_document
 from curate.runfiles.files import EncoderFiles, RunFiles, TrainingFiles
 from curate.runfiles.memo import Inputs, Memo
 from curate.settings import ArmSettings, ComparisonSettings, EncoderSettings, RunSettings
@@ -65,7 +66,7 @@ def _inputs(cell: Cell) -> Inputs:
         else None,
         "training": settings.pretrain.model_dump(mode="json", exclude=aside),
         "encoder": settings.encoder.model_dump(mode="json", exclude={"pretrain_on_target"}),
-        "evaluate": settings.evaluate.model_dump(mode="json"),
+        "evaluate": public_document(settings.evaluate.model_dump(mode="json")),
     }
 
 

@@ -16,6 +16,7 @@ from curate import storage
 from curate.dataset.training_set import SCHEMA, Span, write_part
 from curate.dataset.wanted import Piece, read_piece
 from curate.errors import one_line
+from curate.privacy import public
 from curate.runfiles import shards
 from curate.runfiles.files import TrainingSetFiles
 from curate.runfiles.shards import Reject
@@ -123,7 +124,7 @@ def _parts(
             rejects.append(Reject(source, item.key, item.uri, "read", reason))
             continue
         digest = hashlib.sha256(item.data).hexdigest()
-        waiting.append(_Image(source, item.key, item.label, digest, item.data))
+        waiting.append(_Image(source, public(item.key), item.label, digest, item.data))
         waiting_bytes += len(item.data)
         if waiting_bytes >= PART_BYTES:
             write()

@@ -22,6 +22,7 @@ from curate.dataset.copying import Copied, NotNow, Sources, copy_piece
 from curate.dataset.training_set import Index, read_index
 from curate.dataset.wanted import Asked, Listed, digest_of, write_list
 from curate.errors import CurateError, one_line
+from curate.privacy import public_document
 from curate.runfiles import shards
 from curate.runfiles.files import RunFiles, TrainingSetFiles
 from curate.runfiles.memo import Inputs, Memo
@@ -41,7 +42,7 @@ def request(settings: RunSettings, data: list[str]) -> Inputs:
 def _request(settings: RunSettings, data: list[str], asked: list[Asked]) -> Inputs:
     made_from: Inputs = {}
     for name, one in zip(data, asked, strict=True):
-        dumps = [source.model_dump(mode="json") for source in one.sources]
+        dumps = [public_document(source.model_dump(mode="json")) for source in one.sources]
         made_from[name] = one.digest or (dumps if name == "open" else dumps[0])
     return made_from
 
@@ -67,7 +68,7 @@ def training_images(settings: RunSettings, data: list[str], folder: str) -> Inde
 
 def labelled_images(settings: RunSettings, source: SourceSettings, folder: str) -> Index:
     """One source's images, for a probe. Raises CurateError as `training_images` does."""
-    made_from = {source.name: source.model_dump(mode="json")}
+    made_from = {source.name: public_document(source.model_dump(mode="json"))}
     return _materialise(settings, made_from, [Asked(sources=(source,))], folder)
 
 

@@ -19,6 +19,7 @@ from ray.actor import ActorHandle
 
 from curate.embedding.careful import Bounds, Careful, at_most
 from curate.images import EncodedImage, Preprocessing, Refused, resize_crop
+from curate.privacy import public
 from curate.runfiles import plan, shards
 from curate.runfiles.files import PlanFiles
 from curate.runfiles.plan import PlannedUnit, SetName
@@ -127,7 +128,8 @@ class _Part:
     def add(self, item: Item, width: int, height: int, pixels: NDArray[np.uint8]) -> None:
         assert item.data is not None
         self.pixels.append(pixels)
-        known = (item.key, item.uri, item.offset, item.size, item.row, item.label)
+        names = (public(item.key), public(item.uri))
+        known = (*names, item.offset, item.size, item.row, item.label)
         self.images.append((*known, width, height, hashlib.sha256(item.data).hexdigest()))
 
     def reject(self, item: Item, stage: Stage, reason: str) -> None:

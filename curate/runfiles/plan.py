@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from curate import listing, storage
 from curate.errors import CurateError, one_line
+from curate.privacy import public
 from curate.runfiles.files import PlanFiles, RunFiles
 from curate.settings import RunSettings, SourceSettings
 from curate.sources import Unit, plan_source
@@ -115,7 +116,10 @@ def make(settings: RunSettings, files: PlanFiles) -> Plan:
 def _to_table(set_name: SetName, source: str, units: list[Unit], files: PlanFiles) -> pa.Table:
     above = files.folder + "/"
     rows = [
-        {"set": set_name, "source": source, **asdict(unit), "uri": unit.uri.removeprefix(above)}
+        {
+            **{"set": set_name, "source": source, **asdict(unit)},
+            "uri": public(unit.uri.removeprefix(above)),
+        }
         for unit in units
     ]
     return pa.Table.from_pylist(rows, SCHEMA)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from curate import storage
 from curate.errors import CurateError, one_line
+from curate.privacy import public
 from curate.storage import Document
 
 IMAGE_FIELDS = {
@@ -78,7 +79,8 @@ class Reject:
 
 
 def reject_table(rejects: list[Reject]) -> pa.Table:
-    return pa.Table.from_pylist([vars(one) for one in rejects], REJECT_SCHEMA)
+    rows = [{**vars(one), "key": public(one.key), "uri": public(one.uri)} for one in rejects]
+    return pa.Table.from_pylist(rows, REJECT_SCHEMA)
 
 
 def to_ipc(table: pa.Table) -> pa.Buffer:
@@ -99,7 +101,8 @@ def write_arrow(uri: str, table: pa.Table) -> int:
 def with_note(table: pa.Table, rejects: list[Reject], **note: Any) -> pa.Table:
     """The table with what is to be known of it in its schema, which is read without its rows; the
     images that are not in it, and why, among it: a shard says all of its part, or is not there."""
-    refused = [[one.key, one.uri, one.stage, one.reason] for one in rejects]  # whatever its source
+    # Whatever its source
+    refused = [[public(one.key), public(one.uri), one.stage, one.reason] for one in rejects]
     said = {b"curate": note, b"rejected": refused}
     return table.replace_schema_metadata({k: json.dumps(v).encode() for k, v in said.items()})
 

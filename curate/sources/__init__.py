@@ -7,10 +7,12 @@ read(settings, unit, max_bytes, last_attempt) → items, in plan order: one for 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from types import ModuleType
 
 from curate import storage
 from curate.errors import CurateError, one_line
+from curate.privacy import restored
 from curate.settings import SourceSettings
 from curate.sources import image_folder, parquet, url_list, webdataset
 from curate.sources.base import Item
@@ -58,6 +60,7 @@ def read_unit(
     Raises storage.Unavailable where it cannot be read now, Changed where it is not what was
     planned; some items may have come by then.
     """
+    unit = replace(unit, uri=restored(unit.uri, paths_of(source)))
     given, reason = 0, "gone since the run was planned"
     try:
         for item in KINDS[source.kind].read(source, unit, max_bytes, last_attempt):  # type: ignore[attr-defined]
@@ -76,6 +79,12 @@ def read_unit(
             yield from lost(unit, reason)
     if unit.images is not None:
         yield from lost(unit, reason, given)
+
+
+def paths_of(source: SourceSettings) -> list[str]:
+    """What the user gave, secrets and all: in what is stored there are none."""
+    path: str | list[str] = source.path  # type: ignore[attr-defined]
+    return [path] if isinstance(path, str) else path
 
 
 def lost(unit: Unit, reason: str, given: int = 0) -> Iterator[Item]:

@@ -10,8 +10,9 @@ from itertools import groupby
 
 from curate import storage
 from curate.faults import is_web
+from curate.privacy import restored
 from curate.settings import ParquetSettings, SourceSettings
-from curate.sources import is_damage, parquet
+from curate.sources import is_damage, parquet, paths_of
 from curate.sources.base import Item, Row, read_ahead, read_files, trouble, within
 
 ROWS_APART = 1000  # rows of a table further apart than this are read apart
@@ -62,7 +63,10 @@ def _read(
     last_attempt: bool,
 ) -> Iterator[Item]:
     names = ("key", "uri", "offset", "size", "row", "label")
+    given = [] if source is None else paths_of(source)
+    uri = restored(uri, given)
     items = [Item(**{name: row[name] for name in names}) for row in rows]
+    items = [replace(item, uri=restored(item.uri, given)) for item in items]
     if kind == "range":
         read = partial(_read_range, last_attempt=last_attempt)
         yield from read_ahead((within(item, max_bytes) for item in items), read)

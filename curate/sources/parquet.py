@@ -13,6 +13,7 @@ from curate import listing, storage
 from curate.cluster import over_tasks
 from curate.errors import CurateError, one_line
 from curate.listing import FileInfo
+from curate.privacy import public
 from curate.settings import ParquetSettings
 from curate.sources.base import Item, Row, missing_column, place_beside, read_files, within
 from curate.sources.units import Unit, check_unchanged, digest_of
@@ -50,7 +51,7 @@ def _limited(source: ParquetSettings, files: list[FileInfo], units: list[Unit]) 
 
 def _unit(source: ParquetSettings, file: FileInfo, start: int, stop: int, size: int) -> Unit:
     options = source.model_dump(mode="json", exclude={"name", "path", "limit"})
-    digest = digest_of("parquet", options, file.uri, file.size, file.stamp, start, stop)
+    digest = digest_of("parquet", options, public(file.uri), file.size, file.stamp, start, stop)
     return Unit(file.uri, digest, start, stop, stop - start, size, file.stamp)
 
 

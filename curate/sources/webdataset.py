@@ -17,6 +17,7 @@ from curate import listing, names, storage
 from curate.cluster import over_tasks
 from curate.errors import CurateError, one_line
 from curate.listing import FileInfo
+from curate.privacy import public
 from curate.settings import WebDatasetSettings
 from curate.sources.base import IMAGE_EXTENSIONS, Item, within
 from curate.sources.units import Unit, check_unchanged, digest_of
@@ -47,7 +48,7 @@ def plan(source: WebDatasetSettings, unit_images: int, place: str) -> list[Unit]
 
 def _unit(file: FileInfo, images: int | None = None, whole: bool = True) -> Unit:
     stop = None if whole else images
-    digest = digest_of("webdataset", file.uri, file.size, file.stamp, stop)
+    digest = digest_of("webdataset", public(file.uri), file.size, file.stamp, stop)
     return Unit(file.uri, digest, 0, stop, images, file.size, file.stamp)
 
 
