@@ -198,8 +198,8 @@ def bare_worker(
 
 
 def on_gpu(options: argparse.Namespace, scratch: str) -> int:
-    """One process, no Ray: the same trainer and loader that Ray Train's workers run."""
-
+    """One process: the same trainer and loader that Ray Train's workers run."""
+    cluster.connect()  # images are listed by its tasks
     options.workers = 1
     settings = settings_of(options, scratch, 1, 1 << 30)
     rows = [

@@ -30,6 +30,7 @@ from curate.storage import is_local
 SAMPLE_ROWS = 16_384
 SPARE = 1.25  # lists are aimed this much longer than asked, against the sample's noise
 TASKS_PER_CPU = 4
+MOST_ROWS = 4_000_000  # of one task
 FAN_IN = 16
 MAX_ENTRIES = 4_000_000  # of the merged table: 80 MB
 
@@ -209,7 +210,8 @@ def _groups(shards: list[Shard]) -> list[list[Shard]]:
     """Neighbouring shards for one task each, of about equal rows; large files cut at row ranges."""
     total = sum(shard.rows for shard in shards)
     tasks = max(1, int(ray.cluster_resources().get("CPU", 1))) * TASKS_PER_CPU
-    target = max(1, -(-total // tasks))
+    # Of a cluster that is scaled down as well, none is to take hours
+    target = min(max(1, -(-total // tasks)), MOST_ROWS)
     groups: list[list[Shard]] = []
     room = 0
     for shard in shards:

@@ -27,9 +27,6 @@ def as_section(value: Any) -> Any:
     return {} if value is None else value
 
 
-Paths = Annotated[
-    list[Annotated[str, Field(min_length=1)]], BeforeValidator(as_list), Field(min_length=1)
-]
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
@@ -45,11 +42,13 @@ def _count_or_fraction(value: Any, validate: ValidatorFunctionWrapHandler) -> An
 
 def absolute(path: str) -> str:
     """Workers may have another working directory than the driver, and its user another yet."""
-    return path if "://" in path else os.path.abspath(path)
+    unset = path.startswith("${")  # a variable that the settings were stored with
+    return path if "://" in path or unset else os.path.abspath(path)
 
 
 Path = Annotated[str, Field(min_length=1)]
 AbsolutePath = Annotated[Path, AfterValidator(absolute)]
+AbsolutePaths = Annotated[list[AbsolutePath], BeforeValidator(as_list), Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]

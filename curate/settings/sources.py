@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from curate.settings.base import Path, Paths, Settings, SourceName
+from curate.settings.base import AbsolutePath, AbsolutePaths, Settings, SourceName
 
 
 class SourceSettings(Settings):
@@ -20,21 +20,21 @@ class ImageFolderSettings(SourceSettings):
     """A tree of image files; the first folder below `path` is the label."""
 
     kind: Literal["image_folder"]
-    path: Path
+    path: AbsolutePath
 
 
 class WebDatasetSettings(SourceSettings):
     """Tars of `key.jpg` with `key.cls` and other sidecars beside it."""
 
     kind: Literal["webdataset"]
-    path: Paths
+    path: AbsolutePaths
 
 
 class ParquetSettings(SourceSettings):
     """Parquet files with encoded images, or with paths to them."""
 
     kind: Literal["parquet"]
-    path: Paths
+    path: AbsolutePaths
     image_column: str = "image"  # encoded bytes, or Hugging Face's struct of bytes and path
     path_column: str | None = None  # where set, images are read from these paths instead
     key_column: str | None = None  # the row number where there is none
@@ -46,7 +46,7 @@ class UrlListSettings(SourceSettings):
     """A text file with one URL or path a line, or a CSV with a header."""
 
     kind: Literal["url_list"]
-    path: Paths
+    path: AbsolutePaths
     url_column: str = "url"
     key_column: str | None = None
     label_column: str | None = None

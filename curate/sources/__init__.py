@@ -40,8 +40,9 @@ def plan_source(source: SourceSettings, unit_images: int, place: str) -> list[Un
     except CurateError as error:
         raise CurateError(f"source {source.name}: {error}") from error
     except Exception as error:  # object stores' clients have exceptions of their own
+        cause = getattr(error, "cause", error)  # a task's, without Ray's account of the task
         raise CurateError(
-            f"source {source.name}: {type(error).__name__}: {one_line(error)}; "
+            f"source {source.name}: {type(cause).__name__}: {one_line(cause)}; "
             "check path and credentials"
         ) from error
     if not units:

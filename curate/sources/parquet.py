@@ -87,7 +87,12 @@ def _row_groups_of(source: ParquetSettings, uri: str) -> list[tuple[int, int]]:
 
     def read() -> pq.FileMetaData:
         with storage.open_seekable(uri, block_bytes=1 << 18) as file:
-            return pq.read_metadata(file)
+            try:
+                return pq.read_metadata(file)
+            except OSError as error:
+                if error.errno is None:  # Arrow's own, of damaged bytes
+                    raise pa.ArrowInvalid(str(error)) from error
+                raise
 
     try:
         footer = storage.with_retries(uri, read)

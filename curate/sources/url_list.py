@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -36,12 +35,10 @@ def plan(source: UrlListSettings, unit_images: int, place: str) -> list[Unit]:
     for file in listing.expand(source.path):
         end = file.size or len(storage.read_bytes(file.uri))  # some servers do not say
         table = _delimiter(file.uri) is not None
-        starts = range(0, end, RANGE_BYTES)
+        first = _check_header(source, file.uri) if table else 0
+        starts = range(first, end, RANGE_BYTES)
         own = [Range(file.uri, at, min(at + RANGE_BYTES, end), end, table) for at in starts]
-        if table:
-            _check_header(source, file.uri)
-            own = _with_quotes(own)
-        ranges += own
+        ranges += _with_quotes(own) if table else own
     groups = over_tasks(_units_of, ranges, RANGES_AT_ONCE, source, unit_images)
     return _limited(source, [unit for group in groups for unit in group])
 
@@ -105,8 +102,6 @@ def _units_of(ranges: list[Range], source: UrlListSettings, unit_images: int) ->
     units = []
     for one in ranges:
         records, header = one.records(), _header(one.uri)
-        if one.csv and one.start == 0:
-            records = records[1:]  # the header
         hashes = np.array([zlib.crc32(record.text) for record in records], np.uint32)
         groups = [records[low:high] for low, high in cuts(hashes, unit_images)]
         units += [_unit(source, one.uri, header, group) for group in groups]
@@ -176,17 +171,22 @@ def _header(uri: str) -> list[str]:
     delimiter = _delimiter(uri)
     if delimiter is None:
         return []
-    first = split(read_bytes(uri, 0, HEADER_BYTES), 0, csv=True)[:1]
-    text = io.StringIO("".join(one.text.decode("utf-8", "surrogateescape") for one in first))
-    rows = csv.reader(text, delimiter=delimiter)
-    return [names.escaped(name) for name in next(rows, [])]
+    texts = [record.text.decode("utf-8", "surrogateescape") for record in _first_record(uri)]
+    return [names.escaped(name) for name in next(csv.reader(texts, delimiter=delimiter), [])]
 
 
-def _check_header(source: UrlListSettings, uri: str) -> None:
+def _first_record(uri: str) -> list[Record]:
+    """Of a table; none of an empty one."""
+    return split(read_bytes(uri, 0, HEADER_BYTES), 0, csv=True)[:1]
+
+
+def _check_header(source: UrlListSettings, uri: str) -> int:
+    """Where a table's header ends."""
     header = _header(uri)
     for setting, column in _columns(source).items():
         if column not in header:
             raise missing_column(uri, setting, column, header)
+    return _first_record(uri)[0].stop
 
 
 def _columns(source: UrlListSettings) -> dict[str, str]:

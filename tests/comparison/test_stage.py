@@ -99,6 +99,21 @@ def test_two_arms_and_nothing_twice(document, tmp_path: Path, ray_session) -> No
     assert [path.stat().st_mtime_ns for path in results] == stamps and len(stamps) == 2
 
 
+def test_the_open_set_is_embedded_once_for_all_targets(
+    document, tmp_path: Path, ray_session
+) -> None:
+    tints = document["targets"]["tints"]
+    targets = {"shades": {**tints, "target": tints["evaluate"]["test"]}, "tints": tints}
+    changes = {"arms": ["untrained"], "output": str(tmp_path / "shared")}
+    settings = settings_of(document, tmp_path, targets=targets, **changes)
+    assert stage.compare(settings).targets == list(targets)
+    embedded = {
+        name: json.loads((tmp_path / "shared" / name / "summary.json").read_text())["embedded_now"]
+        for name in targets
+    }
+    assert embedded == {"shades": 18 + 40, "tints": 24}
+
+
 @pytest.mark.slow
 def test_interrupted_and_gone_on_with_it_gives_the_same_table(
     document, tmp_path: Path, ray_session, monkeypatch

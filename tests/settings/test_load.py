@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,10 @@ def with_key(key: str, value: Any) -> dict[str, Any]:
     return document
 
 
+def here(*paths: str) -> list[str]:
+    return [f"{os.getcwd()}/{path}" for path in paths]
+
+
 def load(tmp_path: Path, document: Any, *overrides: str) -> RunSettings:
     path = tmp_path / "run.yaml"
     path.write_text(document if isinstance(document, str) else yaml.safe_dump(document))
@@ -58,7 +63,8 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
     settings = load(tmp_path, GOOD)
     assert settings.target.name == "target"
     assert [type(source) for source in settings.open] == [WebDatasetSettings, ParquetSettings]
-    assert settings.open[0].path == ["a/*.tar"] and settings.open[1].image_column == "image"  # type: ignore[union-attr]
+    assert settings.open[0].path == here("a/*.tar")  # type: ignore[union-attr]
+    assert settings.open[1].image_column == "image"  # type: ignore[union-attr]
     coreset = settings.coreset
     assert (coreset.clusters, coreset.tau, coreset.reference_round) == (100, 0.95, 1)
     assert coreset.budget is None and settings.encoder.backbone == "resnet50"
@@ -206,8 +212,8 @@ def test_on_another_filesystem() -> None:
         ("coreset.tau=1e-1", lambda s: s.coreset.tau, 0.1),
         ("coreset.budget=0.25", lambda s: s.coreset.budget, 0.25),
         ("open.0.limit=5", lambda s: s.open[0].limit, 5),
-        ("open.1.path.0=z.parquet", lambda s: s.open[1].path, ["z.parquet", "c.parquet"]),
-        ("open.1.path=[x, y]", lambda s: s.open[1].path, ["x", "y"]),
+        ("open.1.path.0=z.parquet", lambda s: s.open[1].path, here("z.parquet", "c.parquet")),
+        ("open.1.path=[x, y]", lambda s: s.open[1].path, here("x", "y")),
         ("output=s3://bucket/a=b", lambda s: s.output, "s3://bucket/a=b"),
         ("embed.unit_images=7", lambda s: s.embed.unit_images, 7),
         ("target.limit=3", lambda s: s.target.limit, 3),
@@ -248,7 +254,7 @@ def test_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         r"open\.1\.path\.0: the environment variable CURATE_DATA is not set; export CURATE_DATA=…",
         error_of(tmp_path, document),
     )
-    assert load(tmp_path, document, "open.1.path=y").open[1].path == ["y"]
+    assert load(tmp_path, document, "open.1.path=y").open[1].path == here("y")
 
 
 SECRET = "https://user:${CURATE_PASSWORD}@h/list.txt?token=${CURATE_TOKEN}"
@@ -268,7 +274,7 @@ def test_what_is_stored_has_the_variables_again(
     # Also of a section that was put into other settings
     copy = settings.model_copy(update={"target": settings.open[0]})
     written = config.as_written(copy)
-    assert written["open"][0]["path"] == written["target"]["path"] == [SECRET, "plain/*.tar"]
+    assert written["open"][0]["path"] == written["target"]["path"] == [SECRET, *here("plain/*.tar")]
     assert written["output"] == "${CURATE_DATA}/run"
     assert written["open"][1]["name"] == "of-name", "needed to read the rest"
     assert "of-password" not in yaml.safe_dump(written)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -11,7 +12,9 @@ import pytest
 
 from curate import storage
 from curate.sources import Changed
+from curate.sources.webdataset import HEADER_BYTES
 from tests.imagery import jpeg, tar
+from tests.servers import Handler, Server
 from tests.sources.reading import (
     error_of,
     plan_source,
@@ -106,6 +109,49 @@ def test_limit_takes_the_first_images_across_tars(tmp_path: Path, limit: int) ->
     assert [item.data for item in read("webdataset", pattern, limit=limit)] == order[:limit]
     units = plan_source(source("webdataset", pattern, limit=limit))
     assert sum(unit.images or 0 for unit in units) == min(limit, 12)
+
+
+class _Ranges(Handler):
+    """Files by name, in ranges, and how many bytes went out."""
+
+    files: dict[str, bytes]
+    sent: list[tuple[str, int]]
+
+    def do_GET(self) -> None:
+        data = self.files.get(self.path, b"")
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        first, last = (int(asked[1]), int(asked[2])) if asked else (0, len(data))
+        body = data[first : last + 1]
+        self.send_response(206 if asked else 200 if data else 404)
+        if asked:
+            self.send_header("Content-Range", f"bytes {first}-{first + len(body) - 1}/{len(data)}")
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET" and body:
+            self.wfile.write(body)
+            self.sent.append((self.path, len(body)))
+
+    do_HEAD = do_GET
+
+
+def test_a_limit_over_remote_tars_reads_headers_alone() -> None:
+    """And of no more tars than it takes in the first wave."""
+    images = [(f"{i}.jpg", bytes(200_000)) for i in range(5)]
+    files = {f"/{i}.tar": tar(images) for i in range(6)}
+    sent: list[tuple[str, int]] = []
+    server = Server(type("Ranges", (_Ranges,), {"files": files, "sent": sent}))
+    settings = source("webdataset", f"{server.url}/{{0..5}}.tar", limit=7)
+    units = plan_source(settings)
+    counted = list(sent)
+    assert [unit.images for unit in units] == [5, 2]
+    assert {path for path, _ in counted} <= {f"/{i}.tar" for i in range(4)}
+    for path in ("/0.tar", "/1.tar"):
+        read_bytes = sum(size for name, size in counted if name == path)
+        assert 6 * 512 <= read_bytes <= 7 * 2 * HEADER_BYTES < len(files[path]) / 8
+    items = [item for unit in units for item in read_unit(settings, unit)]
+    assert [item.data for item in items] == [bytes(200_000)] * 7
+    server.end()
 
 
 # Damage
