@@ -54,7 +54,7 @@ def actor_of(settings, files, batch_size):
 
 
 def record_of(row):
-    assert row.pop("trouble") is None and not row.pop("again")
+    assert row.pop("trouble") is None and not row.pop("again") and row.pop("fatal") is None
     return PartRecord(**row)
 
 
