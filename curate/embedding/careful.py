@@ -31,6 +31,7 @@ from curate.sources import Changed, Unit, read_unit
 from curate.storage import Unavailable
 
 READ, DECODE, DONE = "read", "decode", "done"
+OUT_OF_MEMORY = 77  # exit status
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,6 @@ def _ending(status: int) -> str:
     if status < 0:
         return f"signal {signal.Signals(-status).name}"
     return "out of memory" if status == OUT_OF_MEMORY else f"exit status {status}"
-
-
-OUT_OF_MEMORY = 77
 
 
 def _main() -> None:

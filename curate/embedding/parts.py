@@ -6,6 +6,7 @@ Full-size images never enter Ray's object store, and no part is larger than PART
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import ray
 from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
-from curate.embedding.careful import Bounds, Careful, at_most
+from curate.embedding.careful import OUT_OF_MEMORY, Bounds, Careful, at_most
 from curate.images import EncodedImage, Preprocessing, Refused, resize_crop
 from curate.privacy import public
 from curate.runfiles import plan, shards
@@ -58,6 +59,8 @@ def read_parts(batch: pa.Table, reading: Reading, watch: ActorHandle) -> Iterato
             part = _Part(planned, 0, capacity, side)
             part.trouble, part.again = str(error), isinstance(error, Unavailable)
             yield part.to_table()
+        except MemoryError:  # as where the system is not asked but kills
+            os._exit(OUT_OF_MEMORY)
         watch.ended.remote(planned.unit.digest)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 import ray
 
+from curate import listing
 from curate.cluster import over_tasks
 from curate.errors import CurateError
 from curate.runfiles.plan import Plan, PlannedUnit, SetName, by_name
@@ -74,10 +75,19 @@ def _compare(
             changed.add(unit.unit.uri)
         for uri, stamp in _inputs(unit, sources):
             if uri not in now:
-                gone.add(uri)
+                if not _is_there(uri):  # beyond a limit now, another having come before it
+                    gone.add(uri)
             elif now[uri] != stamp:
                 changed.add(uri)
     return sorted(changed), sorted(gone)
+
+
+def _is_there(uri: str) -> bool:
+    try:
+        listing.stamp_of(uri)
+        return True
+    except FileNotFoundError:
+        return False
 
 
 def _inputs(planned: PlannedUnit, sources: Sources) -> Iterator[tuple[str, str]]:

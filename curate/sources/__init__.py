@@ -59,7 +59,7 @@ def read_unit(
     last_attempt: whether nobody will try again what a web server does not give now.
 
     Raises storage.Unavailable where it cannot be read now, Changed where it is not what was
-    planned; some items may have come by then.
+    planned, MemoryError; some items may have come by then.
     """
     unit = replace(unit, uri=restored(unit.uri, paths_of(source)))
     given, reason = 0, "gone since the run was planned"
@@ -67,7 +67,7 @@ def read_unit(
         for item in KINDS[source.kind].read(source, unit, max_bytes, last_attempt):  # type: ignore[attr-defined]
             given += 1
             yield item
-    except (storage.Unavailable, Changed):
+    except (storage.Unavailable, Changed, MemoryError):
         raise
     except FileNotFoundError as error:
         raise Changed(f"{unit.uri}: gone since it was planned") from error
