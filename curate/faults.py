@@ -70,6 +70,12 @@ def is_there_already(error: Exception) -> bool:
     return isinstance(error, FileExistsError) or status == 412
 
 
+def may_be_past_the_end(error: Exception) -> bool:
+    """Whether a store says so of a range, in the words of one client or another."""
+    statuses = [getattr(error, name, None) for name in ("status", "code", "status_code")]
+    return 416 in statuses or (isinstance(error, OSError) and error.errno == errno.EINVAL)
+
+
 def retry_after_s(error: Exception) -> float:
     """Seconds that a server asked to be left alone for; 0 where it did not say."""
     if not isinstance(error, aiohttp.ClientResponseError) or error.status not in (429, 503):

@@ -30,7 +30,7 @@ from curate import disk
 from curate.errors import CurateError, one_line
 from curate.faults import Unavailable as Unavailable
 from curate.faults import UnfitFile as UnfitFile
-from curate.faults import is_full, is_there_already, is_web, retry_after_s
+from curate.faults import is_full, is_there_already, is_web, may_be_past_the_end, retry_after_s
 from curate.faults import is_lasting as is_lasting
 from curate.faults import is_local as is_local
 from curate.filesystems import filesystem as filesystem
@@ -211,7 +211,13 @@ def read_range(uri: str, offset: int, size: int) -> bytes:
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         disk.size_of_regular(path)
-    data = bytes(fs.cat_file(path, start=offset, end=offset + size))
+    try:
+        data = bytes(fs.cat_file(path, start=offset, end=offset + size))
+    except Exception as error:
+        whole = fs.info(path).get("size") if may_be_past_the_end(error) else None
+        if whole is None or offset < whole:
+            raise
+        data = b""
     if len(data) < size and not is_local(uri):
         whole = fs.info(path).get("size")
         if whole is not None and len(data) < min(size, whole - offset):

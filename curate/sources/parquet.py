@@ -89,15 +89,12 @@ def _row_groups_of(source: ParquetSettings, uri: str) -> list[tuple[int, int]]:
         with storage.open_seekable(uri, block_bytes=1 << 18) as file:
             try:
                 return pq.read_metadata(file)
-            except OSError as error:
-                if error.errno is None:  # Arrow's own, of damaged bytes
-                    raise pa.ArrowInvalid(str(error)) from error
-                raise
+            except (pa.ArrowException, OSError) as error:
+                if isinstance(error, OSError) and (type(error) is not OSError or error.errno):
+                    raise  # not Arrow's own, of damaged bytes
+                raise CurateError(f"{uri}: not a Parquet file: {one_line(error)}") from error
 
-    try:
-        footer = storage.with_retries(uri, read)
-    except pa.ArrowException as error:
-        raise CurateError(f"{uri}: not a Parquet file: {one_line(error)}") from error
+    footer = storage.with_retries(uri, read)
     names = footer.schema.to_arrow_schema().names
     for setting, column in _columns(source).items():
         if column not in names:

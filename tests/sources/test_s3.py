@@ -71,6 +71,7 @@ def test_storage(bucket: str) -> None:
     assert storage.names_in(f"{bucket}/a/b") == {"file.bin"}
     storage.write_bytes(uri, b"two two")
     assert storage.read_bytes(uri) == b"two two" and storage.read_range(uri, 4, 3) == b"two"
+    assert storage.read_range(uri, 4, 99) == b"two" and storage.read_range(uri, 7, 1) == b""
     with storage.open_seekable(uri) as file:
         file.seek(-3, 2)
         assert file.read() == b"two"
