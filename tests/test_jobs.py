@@ -132,4 +132,4 @@ def test_failing_job_fails_with_its_reason_in_one_line(head, tmp_path) -> None:
     [line] = [line for line in logs.splitlines() if line.startswith("curate: ")]
     assert line.startswith(f"curate: source tars: {tmp_path}/nowhere/*.tar: matches no file")
     assert "Traceback" not in logs
-    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "run").iterdir())

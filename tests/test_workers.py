@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import ray
 
 from curate.dataset import copying, materialise, wanted
-from curate.embedding.parts import read_parts
+from curate.embedding.careful import Bounds, Watch
+from curate.embedding.parts import Reading, read_parts
 from curate.images import Preprocessing
 from curate.runfiles import plan
-from curate.runfiles.files import RunFiles, TrainingSetFiles
+from curate.runfiles.files import PlanFiles, TrainingSetFiles
 from curate.settings import load as config
 from tests import datasets
 
@@ -27,7 +29,7 @@ HEAVY = ["torch", "timm", "torchvision", "faiss", "sklearn"]
 @pytest.mark.parametrize(
     ("modules", "unwanted"),
     [
-        ("curate.embedding.parts", [*HEAVY, "ray", "pandas"]),
+        ("curate.embedding.parts", [*HEAVY, "ray.data", "ray.train", "pandas"]),
         ("curate.dataset.materialise", [*HEAVY, "ray.data", "ray.train", "pandas"]),
         ("curate.coreset.on_ray", [*HEAVY, "ray.data", "ray.train", "pandas"]),
         ("curate.pretraining.board", [*HEAVY, "ray.data", "ray.train", "pandas"]),
@@ -52,30 +54,30 @@ def fresh() -> dict[str, Any]:
     return {"env_vars": {"CURATE_FRESH_WORKER": uuid.uuid4().hex}}
 
 
-def test_a_reader(settings: Any) -> None:
+def test_a_reader(settings: Any, tmp_path: Path) -> None:
     def read(batch: pa.Table, **arguments: Any) -> pa.Table:
         parts = list(read_parts(batch, **arguments))
         loaded = [name for name in HEAVY if name in sys.modules]
         return pa.table({"parts": [len(parts)], "loaded": [" ".join(loaded)]})
 
-    units = [unit for unit in plan.make(settings) if unit.source == "folder"]
+    made = plan.make(settings, PlanFiles(str(tmp_path / "plan")))
+    table = made.table.filter(pc.equal(made.table["source"], "folder"))
+    preprocessing = Preprocessing(32, 1.0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    reading = Reading(
+        made.files, plan.by_name(settings), settings.images, preprocessing, True, Bounds()
+    )
     [row] = (
-        ray.data.from_arrow(plan.to_table(units))
+        ray.data.from_arrow(table.combine_chunks())
         .map_batches(
             read,
             batch_size=None,
             batch_format="pyarrow",
             runtime_env=fresh(),
-            fn_kwargs={
-                "files": RunFiles(settings.output),
-                "sources": {("open", "folder"): settings.open[0]},
-                "images": settings.images,
-                "preprocessing": Preprocessing(32, 1.0, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-            },
+            fn_kwargs={"reading": reading, "watch": Watch.remote()},
         )
         .take_all()
     )
-    assert row == {"parts": len(units), "loaded": ""}
+    assert row == {"parts": len(table), "loaded": ""}
 
 
 def test_a_copier(settings: Any, tmp_path: Path) -> None:
