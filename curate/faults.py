@@ -72,8 +72,10 @@ def is_there_already(error: Exception) -> bool:
 
 def may_be_past_the_end(error: Exception) -> bool:
     """Whether a store says so of a range, in the words of one client or another."""
-    statuses = [getattr(error, name, None) for name in ("status", "code", "status_code")]
-    return 416 in statuses or (isinstance(error, OSError) and error.errno == errno.EINVAL)
+    if isinstance(error, OSError):
+        return error.errno == errno.EINVAL
+    names = ("status", "status_code", "code")
+    return next((getattr(error, name) for name in names if hasattr(error, name)), None) == 416
 
 
 def retry_after_s(error: Exception) -> float:

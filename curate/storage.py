@@ -165,10 +165,7 @@ def read_file(uri: str, max_bytes: int) -> bytes:
         size = disk.size_of_regular(path)
         if size > max_bytes:
             raise UnfitFile(too_large(size, max_bytes))
-    if is_web(uri):
-        data = streamed(fs, path, max_bytes + 1)
-    else:
-        data = _first_bytes(fs, path, max_bytes + 1)
+    data = streamed(fs, path, max_bytes + 1) if is_web(uri) else _range(fs, path, 0, max_bytes + 1)
     if len(data) > max_bytes:
         raise UnfitFile(more_than(max_bytes))
     return data
@@ -182,15 +179,15 @@ def more_than(max_bytes: int) -> str:
     return f"more than {max_bytes:,} bytes is over max_bytes {max_bytes}"
 
 
-def _first_bytes(fs: fsspec.AbstractFileSystem, path: str, size: int) -> bytes:
+def _range(fs: fsspec.AbstractFileSystem, path: str, start: int, stop: int) -> bytes:
+    """Nothing after the end of the file, where stores refuse and disks do not."""
     try:
-        return bytes(fs.cat_file(path, start=0, end=size))
-    except FileNotFoundError:
-        raise
-    except Exception:  # as object stores say that nothing has no first byte
-        if fs.info(path)["size"] == 0:
-            return b""
-        raise
+        return bytes(fs.cat_file(path, start=start, end=stop))
+    except Exception as error:
+        size = fs.info(path).get("size") if may_be_past_the_end(error) else None
+        if size is None or start < size:
+            raise
+        return b""
 
 
 def streamed(fs: fsspec.AbstractFileSystem, path: str, size: int) -> bytes:
@@ -211,13 +208,7 @@ def read_range(uri: str, offset: int, size: int) -> bytes:
     fs, path = filesystem(uri)
     if isinstance(fs, LocalFileSystem):
         disk.size_of_regular(path)
-    try:
-        data = bytes(fs.cat_file(path, start=offset, end=offset + size))
-    except Exception as error:
-        whole = fs.info(path).get("size") if may_be_past_the_end(error) else None
-        if whole is None or offset < whole:
-            raise
-        data = b""
+    data = _range(fs, path, offset, offset + size)
     if len(data) < size and not is_local(uri):
         whole = fs.info(path).get("size")
         if whole is not None and len(data) < min(size, whole - offset):
