@@ -18,6 +18,7 @@ from curate.coreset import manifest
 from curate.coreset import stage as coreset
 from curate.coreset.rounds import Selection
 from curate.embedding import encoders
+from curate.embedding.encoders import Encoder
 from curate.embedding.stage import device_of, embed
 from curate.errors import CurateError
 from curate.evaluate.stage import check_encoder
@@ -54,7 +55,10 @@ def run_all(
     with ExitStack() as locks:
         for settings in many:
             locks.enter_context(held(settings.output))
-        begun = [_embedded(settings, fresh, accept_changes) for settings in many]
+        # All are planned before one is embedded: what is wrong with the last is told at once
+        begun = [_planned(settings, fresh, accept_changes) for settings in many]
+        for one in begun:
+            _embed(one)
         _select(begun)
         return [_finished(one) for one in begun]
 
@@ -64,16 +68,16 @@ class _Begun:
     """A run on its way."""
 
     run: Run
+    encoder: Encoder
     seconds: dict[str, float]
-    counts: Counts
-    embedded_now: int
+    counts: Counts | None = None
+    embedded_now: int = 0
     found: Embedded | None = None
     centres: NDArray[np.float32] | None = None
     selection: Selection | None = None
 
 
-def _embedded(settings: RunSettings, fresh: bool, accept_changes: bool) -> _Begun:
-    files = RunFiles(settings.output)
+def _planned(settings: RunSettings, fresh: bool, accept_changes: bool) -> _Begun:
     seconds: dict[str, float] = {}
     trained_here = settings.encoder.pretrain_on_target is not None
     if trained_here:
@@ -83,17 +87,23 @@ def _embedded(settings: RunSettings, fresh: bool, accept_changes: bool) -> _Begu
         encoder = encoders.build(settings.encoder)
         weights = encoders.weights_hash(encoder.module)
         if fresh:
-            remove(settings.output, but=files.target_encoder.folder if trained_here else None)
+            trained = RunFiles(settings.output).target_encoder.folder
+            remove(settings.output, but=trained if trained_here else None)
         made_by = fingerprint(settings, encoder.preprocessing, weights, device_of(settings))
         this = Run.begin(settings, made_by, accept_changes=accept_changes)
-    with _timed(seconds, "embed"):
-        progress = embed(this, encoder)
-    with _timed(seconds, "count"):
-        counts = this.counts()
-        storage.write_json(files.summary, {"sources": counts.to_json()})
+    return _Begun(this, encoder, seconds)
+
+
+def _embed(one: _Begun) -> None:
+    this, files = one.run, one.run.files
+    with _timed(one.seconds, "embed"):
+        one.embedded_now = embed(this, one.encoder).images
+    with _timed(one.seconds, "count"):
+        one.counts = this.counts()
+        storage.write_json(files.summary, {"sources": one.counts.to_json()})
         rejected.write(this)
-        accounts.check_rejected(counts, settings.images.max_rejected_fraction, files.rejected)
-    return _Begun(this, seconds, counts, progress.images)
+        most = this.settings.images.max_rejected_fraction
+        accounts.check_rejected(one.counts, most, files.rejected)
 
 
 def _select(begun: list[_Begun]) -> None:
@@ -135,7 +145,7 @@ def _by_open_set(begun: list[_Begun]) -> list[list[_Begun]]:
 def _finished(one: _Begun) -> Summary:
     this, seconds = one.run, one.seconds
     settings, files = this.settings, this.files
-    assert one.found is not None and one.selection is not None
+    assert one.counts is not None and one.found is not None and one.selection is not None
     with _timed(seconds, "manifest"):
         chosen = coreset.write_manifest(files.manifest, settings.coreset, one.found, one.selection)
         manifest.write_rounds(files.rounds, one.selection.rounds)

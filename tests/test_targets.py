@@ -56,7 +56,21 @@ def test_many_targets_select_what_each_selects_alone(tmp_path, ray_session) -> N
     for name in ("pets", "cars"):
         alone, together = tmp_path / f"{name}-run", tmp_path / "both" / name
         assert rows_of(alone) == rows_of(together) and len(rows_of(alone)) == 25
+        manifests = [folder / "coreset.parquet" for folder in (alone, together)]
+        assert manifests[0].read_bytes() == manifests[1].read_bytes()
         assert pq.read_table(alone / "rounds.parquet") == pq.read_table(together / "rounds.parquet")
+
+
+def test_one_that_is_empty_is_told_before_another_is_embedded(tmp_path, ray_session) -> None:
+    document = write_sets(tmp_path)
+    (tmp_path / "nothing").mkdir()
+    targets = {"cars": document.pop("target"), "none": {"kind": "image_folder", "path": "nothing"}}
+    targets["none"]["path"] = str(tmp_path / "nothing")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(document | {"targets": targets}))
+    with pytest.raises(CurateError, match=r"source none: no images at .*/nothing; check"):
+        run_all(load.load_runs(str(path)))
+    assert not list(tmp_path.rglob("*.arrow"))
 
 
 def test_other_commands_take_one_target(tmp_path) -> None:

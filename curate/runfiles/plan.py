@@ -14,11 +14,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from curate import listing, storage
 from curate.errors import CurateError, one_line
@@ -65,17 +62,6 @@ class Plan:
     @cached_property
     def digests(self) -> pa.ChunkedArray:
         return self.table["digest"]
-
-    @cached_property
-    def is_open(self) -> NDArray[np.bool_]:
-        return np.asarray(pc.equal(self.table["set"], "open").to_numpy())
-
-    @property
-    def images(self) -> int | None:
-        """None where units do not say."""
-        if self.table["images"].null_count:
-            return None
-        return int(pc.sum(self.table["images"]).as_py() or 0)
 
     def units(self, rows: pa.Array | None = None) -> list[PlannedUnit]:
         """Some of the units, or all."""

@@ -161,8 +161,10 @@ class Run:
     def _digest(self) -> str:
         """Of all embeddings, in plan order."""
         known = hashlib.sha256(digest(self.fingerprint).encode())
-        for name in ("set", "source", "digest"):
-            known.update("\n".join(self.plan.table[name].to_pylist()).encode())
+        columns = (self.plan.table[name].to_pylist() for name in ("set", "source", "digest"))
+        for set_name, source, unit in zip(*columns, strict=True):
+            named = source if set_name == "open" else ""  # as manifests name it
+            known.update(f"{set_name} {named} {unit}\n".encode())
         return known.hexdigest()
 
 

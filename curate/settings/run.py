@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from curate.settings.base import AbsolutePath, Settings, SourceName
 from curate.settings.evaluation import EvaluateSettings
 from curate.settings.selection import CoresetSettings, EmbedSettings, EncoderSettings
-from curate.settings.sources import ImageSettings, Source, TargetSource
+from curate.settings.sources import UNNAMED_TARGET, ImageSettings, Source, TargetSource
 from curate.settings.training import PretrainSettings
 
 
@@ -47,12 +47,13 @@ class ManyRunsSettings(CommonSettings):
     def runs(self) -> list[RunSettings]:
         shared = {name: getattr(self, name) for name in CommonSettings.model_fields}
         shared["store"] = self.store or f"{self.output.rstrip('/')}/embeddings"
-        return [
-            RunSettings(
-                **shared | {"target": target, "output": f"{self.output.rstrip('/')}/{name}"}
-            )
-            for name, target in self.targets.items()
-        ]
+        runs = []
+        for name, target in self.targets.items():
+            if target.name == UNNAMED_TARGET:
+                target = target.model_copy(update={"name": name})  # errors and tables speak of it
+            output = f"{self.output.rstrip('/')}/{name}"
+            runs.append(RunSettings(**shared | {"target": target, "output": output}))
+        return runs
 
     @model_validator(mode="after")
     def _not_the_store(self) -> ManyRunsSettings:

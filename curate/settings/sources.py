@@ -77,5 +77,6 @@ def _named(name: str) -> BeforeValidator:
     )
 
 
-TargetSource = Annotated[Source, _named("target")]
+UNNAMED_TARGET = "target"
+TargetSource = Annotated[Source, _named(UNNAMED_TARGET)]
 LabelledSource = Annotated[Source, _named("labelled")]
