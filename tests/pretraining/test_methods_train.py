@@ -107,6 +107,7 @@ def trained(tmp_path_factory, ray_session) -> Path:
             plan=plan_of(method, index.images),
             files=TrainingFiles(str(root / method)),
             data=str(root / "data"),
+            cache_gb=None,
             limits=ImageSettings(),
             mean=None,
             std=None,
