@@ -49,10 +49,7 @@ class Span(NamedTuple):
 
 def write_part(uri: str, images: pa.Table) -> Span:
     """images: rows of SCHEMA."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, SCHEMA) as writer:
-        writer.write_table(images.combine_chunks())
-    written = sink.getvalue()
+    written = shards.to_ipc(images)
     storage.write_bytes(uri, written)
     column = pa.ipc.open_file(written).get_batch(0).column("image")  # not copied: it lies in there
     _, ends, data = column.buffers()

@@ -34,7 +34,7 @@ from curate.progress import Progress
 from curate.runfiles import shards
 from curate.runfiles.files import EmbeddingFiles, RunFiles
 from curate.runfiles.fingerprint import Device
-from curate.runfiles.ledger import Ledger, PartRecord, unit_of
+from curate.runfiles.ledger import Ledger, PartRecord, first_of_each, unit_of
 from curate.runfiles.memo import Memo
 from curate.runfiles.plan import Plan, by_name
 from curate.runfiles.run import Run
@@ -114,9 +114,7 @@ def _pending(plan: Plan, ledger: Ledger) -> pa.Array:
     """Rows of the plan that are not done, each unit once."""
     _, rows = ledger.rows_of(plan.digests)
     missing = pa.array(np.flatnonzero(rows < 0))
-    digests = plan.digests.take(missing)
-    first = pc.equal(pc.index_in(digests, value_set=digests), pa.array(np.arange(len(missing))))
-    return missing.filter(first.combine_chunks())
+    return missing.filter(first_of_each(plan.digests.take(missing)).combine_chunks())
 
 
 def _blocks(table: pa.Table, cpus: int) -> list[pa.Table]:

@@ -119,7 +119,8 @@ class Ledger:
     @staticmethod
     def read(files: EmbeddingFiles, wanted: pa.ChunkedArray | None = None) -> Ledger:
         """As it was written; of all units, or those `wanted` by their digests."""
-        return Ledger(files, _each_once(_read(files.ledger, wanted)))
+        table = _read(files.ledger, wanted)
+        return Ledger(files, table.filter(first_of_each(table["unit"])))
 
     @staticmethod
     def verified(files: EmbeddingFiles, wanted: pa.ChunkedArray) -> Ledger:
@@ -240,10 +241,10 @@ def _write(uri: str, records: list[UnitRecord]) -> None:
     shards.write_parquet(uri, _to_table(records))
 
 
-def _each_once(table: pa.Table) -> pa.Table:
-    places = pc.index_in(table["unit"], value_set=table["unit"])  # of each unit's first row
-    first = pc.equal(places, pa.array(np.arange(len(table)), pa.int32()))
-    return table.filter(first)
+def first_of_each(units: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Which of them are the first of their value."""
+    places = pc.index_in(units, value_set=units)
+    return pc.equal(places, pa.array(np.arange(len(units)), pa.int32()))
 
 
 def _read(folder: str, wanted: pa.ChunkedArray | None) -> pa.Table:
