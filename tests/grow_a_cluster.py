@@ -79,6 +79,7 @@ def main() -> None:
     wait_until(lambda: len(came) > 20)
     second = cluster.add_node(num_cpus=2, num_gpus=2)
     wait_until(lambda: len(set(came)) > 1)
+    flow.STUCK_AFTER_S = 120.0  # longer than Ray needs to see that a node is gone
     cluster.remove_node(second, allow_graceful=False)
     left = UNITS - len(came)
     follower.join()
