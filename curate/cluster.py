@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray import ObjectRef
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from curate.errors import CurateError, one_line
 
@@ -86,6 +87,11 @@ def _quiet_stderr(quiet: bool) -> Iterator[None]:
 def alive_nodes() -> list[dict[str, float]]:
     """The resources of each node that is there now."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def on_this_node() -> NodeAffinitySchedulingStrategy:
+    """For what must not be lost with some other node: it ends when its driver does."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def over_tasks(task: Any, items: Sequence[Any], at_once: int, *arguments: Any) -> list[Any]:

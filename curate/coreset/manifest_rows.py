@@ -24,10 +24,9 @@ import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 from ray import ObjectRef
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from curate import storage
-from curate.cluster import results
+from curate.cluster import on_this_node, results
 from curate.coreset.rounds import Selection
 from curate.runfiles import columns, shards
 from curate.runfiles.shards import Shard
@@ -83,8 +82,8 @@ def write(
             uri, schema, iter([_ordered(_chosen(selection, buckets[0]), *results(pieces))])
         )
     chosen = [ray.put(_chosen(selection, bucket)) for bucket in buckets]
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    write_all = _write_buckets.options(num_cpus=0, scheduling_strategy=here)  # it waits, mostly
+    # It waits, mostly
+    write_all = _write_buckets.options(num_cpus=0, scheduling_strategy=on_this_node())
     by_bucket = [list(one) for one in zip(*pieces, strict=True)]
     counts: dict[str, int] = results([write_all.remote(uri, schema, chosen, by_bucket)])[0]
     return counts

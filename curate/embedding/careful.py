@@ -42,9 +42,10 @@ class Bounds:
     memory: int = 8 << 30
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Watch:
-    """Counts the readers that began a unit and were not heard of again."""
+    """Counts the readers that began a unit and were not heard of again. It may forget: who lost it
+    asks the next one, and counts from there."""
 
     def __init__(self) -> None:
         self.open: Counter[str] = Counter()

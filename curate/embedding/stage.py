@@ -25,6 +25,7 @@ import torch
 from ray.data import ActorPoolStrategy, DataContext
 
 from curate import storage
+from curate.cluster import on_this_node
 from curate.embedding.careful import Bounds, Watch
 from curate.embedding.encoders import Embedder, Encoder, rebuild
 from curate.embedding.flow import rows_of
@@ -138,6 +139,7 @@ def _dataset(run: Run, encoder: Encoder, rows: pa.Array, *, last: bool) -> ray.d
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     # A part is one row, and soon a block of its own: what is read flows on at once
     DataContext.get_current().target_max_block_size = 1 << 20
+    watch = Watch.options(scheduling_strategy=on_this_node()).remote()  # type: ignore[attr-defined]
     reading = Reading(
         run.plan.files, by_name(settings), settings.images, encoder.preprocessing, last, BOUNDS
     )
@@ -150,7 +152,7 @@ def _dataset(run: Run, encoder: Encoder, rows: pa.Array, *, last: bool) -> ray.d
             # Ray Data reserves a share of the CPUs for each operator, which on a small machine is
             # one CPU or none: a whole CPU a reader would leave cores idle
             num_cpus=0.5,
-            fn_kwargs={"reading": reading, "watch": Watch.remote()},  # type: ignore[attr-defined]
+            fn_kwargs={"reading": reading, "watch": watch},
         )
         .map_batches(
             EmbedParts,

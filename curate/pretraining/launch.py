@@ -13,10 +13,9 @@ import pyarrow.fs
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from curate import storage
-from curate.cluster import alive_nodes, cause_of
+from curate.cluster import alive_nodes, cause_of, on_this_node
 from curate.errors import CurateError, one_line
 from curate.pretraining.board import Board
 from curate.pretraining.journal import TrainingProgress
@@ -79,8 +78,7 @@ def placement_of(chosen: ResourceSettings, section: str, at_once: int = 1) -> Pl
 
 def launch(job: Job, placement: Placement, restarts: int) -> None:
     """Train; a worker that is lost takes all back to the newest checkpoint."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    board = Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    board = Board.options(scheduling_strategy=on_this_node()).remote()  # type: ignore[attr-defined]
     scratch = job.files.scratch
     trainer = TorchTrainer(
         partial(work, job, board),  # as a config, Ray's own controller would import it all too

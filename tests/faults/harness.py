@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from tests import datasets
+from tests.faults.alone import ROOT
 from tests.sources.reading import write
-
-ROOT = Path(__file__).resolve().parents[2]
 
 Row = dict[str, Any]
 

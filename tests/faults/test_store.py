@@ -62,22 +62,30 @@ def test_what_is_denied_is_named_and_made_up_for(
     assert harness.manifest("denied-long") == undisturbed
 
 
-def test_what_is_gone_is_named_and_waits_for_a_word(harness: Harness, endpoint: str) -> None:
-    """A tar that goes between being planned and being read."""
-    tars = {name: f"{harness.bucket}/of-gone/{name}.tar" for name in ("stays", "goes")}
+@pytest.mark.parametrize("fault", ["gone", "changed"])
+def test_what_is_not_as_planned_is_named_and_waits_for_a_word(
+    harness: Harness, endpoint: str, fault: Fault
+) -> None:
+    """A tar that goes, or is another, between being planned and being read."""
+    at = f"{harness.bucket}/of-{fault}"
+    tars = {name: f"{at}/{name}.tar" for name in ("stays", "differs")}
     for seed, uri in enumerate(tars.values()):
         storage.write_bytes(uri, tar([(f"{i}.png", picture(40 * seed + i)) for i in range(20)]))
-    path = f"{harness.bucket}/of-gone/*.tar"
-    sources = [{"name": "tars", "kind": "webdataset", "path": path}]
-    mine = replace(harness, settings={"open": sources, "coreset": {"method": "all"}})
+    sources = [{"name": "tars", "kind": "webdataset", "path": f"{at}/*.tar"}]
+    settings = {"open": sources, "coreset": {"method": "all"}, "embed": {"attempts": 2}}
+    mine = replace(harness, settings=settings)
     with Proxy(endpoint) as proxy:
         # The list of the bucket shows it as it was
-        proxy.rules = [Rule("gone", path=r"/goes\.tar$")]
-        status, said = mine.run("gone", proxy.address)
-    assert status == 1 and tars["goes"] in said.splitlines()[-1], said[-3000:]
-    storage.remove_tree(tars["goes"])
-    status, said = mine.run("gone", endpoint)
-    assert status == 1 and tars["goes"] in said.splitlines()[-1], said[-3000:]
-    status, said = mine.run("gone", endpoint, "--accept-changes")
+        proxy.rules = [Rule(fault, path=r"/differs\.tar$")]
+        status, said = mine.run(fault, proxy.address)
+    assert status == 1 and tars["differs"] in said.splitlines()[-1], said[-3000:]
+    storage.remove_tree(tars["differs"])
+    left = {tars["stays"]: 20}
+    if fault == "changed":
+        storage.write_bytes(tars["differs"], tar([(f"{i}.png", picture(i)) for i in range(90, 97)]))
+        left[tars["differs"]] = 7
+    status, said = mine.run(fault, endpoint)
+    assert status == 1 and tars["differs"] in said.splitlines()[-1], said[-3000:]
+    status, said = mine.run(fault, endpoint, "--accept-changes")
     assert status == 0, said[-3000:]
-    assert Counter(row["uri"] for row in mine.manifest("gone")) == {tars["stays"]: 20}
+    assert Counter(row["uri"] for row in mine.manifest(fault)) == left

@@ -1,4 +1,4 @@
-"""python -m tests.grow_a_cluster: a pool of actors on a cluster whose GPUs come late, and go.
+"""python -m tests.faults.grow_a_cluster: a pool on a cluster whose GPUs come late, and go.
 
 What nodes claim to be GPUs are none: the actors only say where they are.
 """
