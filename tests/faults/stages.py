@@ -23,6 +23,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 import ray
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
@@ -42,10 +43,16 @@ STAGES = {
     "manifest": ("curate.coreset.manifest_rows", "_rows"),
     "copy": ("curate.dataset.copying", "_items"),
 }
-DRIVERS = ("centroids",)  # stages of the driver alone
+STRUCK = {  # fault: in which; centroids are of the driver alone
+    "worker": ("read", "embed", "plan", "select", "manifest", "copy"),
+    "node": ("read", "embed", "plan", "select", "manifest", "copy"),
+    "memory": ("read", "embed", "select"),
+    "disk": tuple(STAGES),
+}
 ARMED = "CURATE_TEST_ARMED"  # a file that names fault, stage and folder; struck, it is gone
 STEP = 64 << 20  # bytes taken at a time, of the memory
-MOST = 6 << 30
+SPARE = 6 << 30  # what cluster and driver and their workers need is less
+MOST = 10 << 30
 
 
 def arm() -> None:
@@ -150,7 +157,7 @@ def main(config_path: str, fault: str) -> None:
     armed = Path(settings.output).parent / "armed"
     os.environ[ARMED] = str(armed)
     if fault == "memory":
-        limit_memory(2 << 30)
+        limit_memory(SPARE)
     nodes = Nodes(armed.parent / "node")
     ray.init(
         address=nodes.cluster.address,
@@ -163,9 +170,7 @@ def main(config_path: str, fault: str) -> None:
     cluster.connect()
     if fault == "node":
         threading.Thread(target=nodes.take_the_named, daemon=True).start()
-    for stage in STAGES:
-        if stage in DRIVERS and fault != "disk":
-            continue
+    for stage in STRUCK[fault]:
         output = armed.parent / f"{fault}-{stage}"
         armed.write_text(json.dumps({"fault": fault, "stage": stage, "output": str(output)}))
         start = time.monotonic()
@@ -200,10 +205,9 @@ def outcome(settings: RunSettings) -> str | None:
 
 def limit_memory(spare: int) -> None:
     """Let Ray end workers once so many bytes more than now are in use."""
-    from ray._private.utils import get_system_memory, get_used_memory
-
-    used, total = get_used_memory(), get_system_memory()
-    os.environ["RAY_memory_usage_threshold"] = str((used + spare) / total)  # noqa: SIM112
+    memory = psutil.virtual_memory()
+    limit = (memory.total - memory.available + spare) / memory.total
+    os.environ["RAY_memory_usage_threshold"] = str(limit)  # noqa: SIM112
     os.environ["RAY_memory_monitor_refresh_ms"] = "100"  # noqa: SIM112
 
 
