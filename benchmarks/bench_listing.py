@@ -174,17 +174,18 @@ def main() -> int:
     parser.add_argument("--keys", type=int, default=100_000)
     parser.add_argument("--latency-ms", type=float, default=100)
     parser.add_argument("--endpoint")
+    parser.add_argument("--shape", help="of one shape: numbers, hashes or folders")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         serve(options.serve, options.keys, options.latency_ms)
     if options.endpoint:
         return 0 if on(options.endpoint, options.keys) else 1
-    agree = [
-        on_own_server(shape, options.keys, options.latency_ms)
-        for shape in ("numbers", "hashes", "folders")
-    ]
-    return 0 if all(agree) else 1
+    if options.shape:
+        return 0 if on_own_server(options.shape, options.keys, options.latency_ms) else 1
+    # A process each: clients keep to the endpoint that they were made for
+    again = [sys.executable, __file__, *sys.argv[1:], "--shape"]
+    return max(subprocess.call([*again, shape]) for shape in ("numbers", "hashes", "folders"))
 
 
 if __name__ == "__main__":
