@@ -74,7 +74,7 @@ def ours(settings: RunSettings) -> tuple[float, NDArray]:
     """(seconds with Ray already up, embeddings (N, D)) of the project's own stage."""
     begun = time.monotonic()
     encoder = encoders.build(settings.encoder)
-    run = Run.begin(settings, {})
+    run = Run.begin(settings, {"device": "cpu"})
     embed(run, encoder)
     seconds = time.monotonic() - begun
     shards = [shard.uri for shard in run.embedded().open]

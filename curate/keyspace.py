@@ -48,7 +48,7 @@ class _Range(Generic[Entry]):
     end: str | None
     pages: float = 0.0  # left, by a guess; none before the first has come
     after: str | None = field(init=False)  # moves with the pages
-    folder: str = ""  # what all keys of the last page begin with
+    folder: str = ""  # what all keys over the last page's way begin with
     entries: list[Entry] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -61,10 +61,13 @@ class _Range(Generic[Entry]):
         self.entries += page[:inside]
         if inside < len(keys) or not keys or keys[-1] == self.end:
             return True
+        # From where the page before it ended, not from its first key: one folder may fill a page,
+        # and it is what lies between folders that tells how many there are
+        before = keys[0] if self.after is None else self.after
         self.after = keys[-1]
-        self.folder = _shared(keys[0], keys[-1])
-        shared = _shared(keys[0], self.end)
-        first, last, end = (_number(key, shared, alphabet) for key in (keys[0], keys[-1], self.end))
+        self.folder = _shared(before, keys[-1])
+        shared = _shared(before, self.end)
+        first, last, end = (_number(key, shared, alphabet) for key in (before, keys[-1], self.end))
         self.pages = max(0, end - last) / max(1, last - first)
         return False
 

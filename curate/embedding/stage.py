@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 UNITS_AT_ONCE = 20_000  # of one dataset: what the driver keeps of it stays small
 BLOCK_IMAGES = 10_000  # that a reader lost with its node repeats at most
-BLOCKS_PER_CPU = 4
+BLOCKS_PER_CPU = 16  # at least: while the last are read, cores may be idle
 GUESSED_BYTES = 100_000  # of an image, where a unit does not know how many it has
 FIRST_PAUSE_S = 5.0  # before units that could not be read are tried again; doubled each time
 LONGEST_PAUSE_S = 120.0
