@@ -124,10 +124,11 @@ def _run_command(options: argparse.Namespace) -> None:
 
     runs = load_runs(options.config, options.overrides)
     from curate import cluster
+
+    cluster.connect(options.address, verbose=options.verbose)  # workers start during the imports
     from curate.pipeline import run_all
     from curate.runfiles.files import RunFiles
 
-    cluster.connect(options.address, verbose=options.verbose)
     summaries = run_all(runs, fresh=options.fresh, accept_changes=options.accept_changes)
     for settings, summary in zip(runs, summaries, strict=True):
         if len(runs) > 1:
@@ -140,9 +141,10 @@ def _plan_command(options: argparse.Namespace) -> None:
 
     runs = load_runs(options.config, options.overrides)
     from curate import cluster
-    from curate.forecast import forecast
 
     cluster.connect(options.address, verbose=options.verbose)
+    from curate.forecast import forecast
+
     print("\n\n".join(forecast(settings).table() for settings in runs))
 
 

@@ -65,6 +65,12 @@ def _init(address: str | None, level: int, verbose: bool) -> None:
         logging_level=level,
         log_to_driver=verbose,
     )
+    _awake.remote()  # the first worker starts while the driver goes on importing
+
+
+@ray.remote(num_cpus=0)
+def _awake() -> None:
+    pass
 
 
 @contextmanager
