@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import posixpath
+from datetime import datetime
+from typing import Any
 
 import aiohttp
 import fsspec
@@ -50,7 +52,25 @@ def _s3(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     }
     fs, path = url_to_fs(uri, use_listings_cache=False, config_kwargs=options)
     fs.retries = S3_TRIES
+    if fs.session is None:  # not connected yet
+        from aiobotocore.session import AioSession  # a tenth of a second, for object stores alone
+
+        fs.session = AioSession(**fs.kwargs)
+        parsers = fs.session.get_component("response_parser_factory")
+        parsers.set_parser_defaults(timestamp_parser=_time)
     return fs, path
+
+
+def _time(text: Any) -> datetime:
+    """botocore's own parser tries every format there is: of a page of 1,000 keys, 54 ms instead
+    of 11."""
+    try:
+        return datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        from botocore.utils import parse_timestamp
+
+        parsed: datetime = parse_timestamp(text)
+        return parsed
 
 
 def join(base: str, *parts: str) -> str:
