@@ -81,6 +81,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_common(report)
     report.set_defaults(command=_report_command)
 
+    watch = commands.add_parser("watch", help="how far a run is, from anywhere")
+    watch.add_argument("run", metavar="RUN", help="the run's output")
+    watch.add_argument("--every", type=float, default=5.0, metavar="S", help="seconds (5)")
+    watch.add_argument("--once", action="store_true", help="look once, and end")
+    watch.add_argument("--verbose", action="store_true", help=argparse.SUPPRESS)
+    watch.add_argument("--debug", action="store_true", help="tracebacks")
+    watch.set_defaults(command=_watch_command)
+
     store = commands.add_parser("store", help="embeddings that several runs share")
     of_store = store.add_subparsers(required=True, metavar="WHAT")
     prune = of_store.add_parser("prune", help="list what no run names any more, or remove it")
@@ -213,6 +221,12 @@ def _report_command(options: argparse.Namespace) -> None:
         f"report: {built.uri} ({built.pages} pages, {built.thumbnails:,} images, "
         f"{built.unreadable:,} not readable any more; {built.seconds:.0f} s)"
     )
+
+
+def _watch_command(options: argparse.Namespace) -> None:
+    from curate.runfiles.watch import watch
+
+    watch(options.run, options.every, once=options.once)
 
 
 def _prune_command(options: argparse.Namespace) -> None:

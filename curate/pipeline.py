@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +28,7 @@ from curate.runfiles.files import RunFiles
 from curate.runfiles.fingerprint import fingerprint
 from curate.runfiles.lock import held
 from curate.runfiles.run import Embedded, Run, remove
+from curate.runfiles.status import Reporter
 from curate.runfiles.summary import Summary
 from curate.settings import RunSettings
 
@@ -52,11 +51,15 @@ def run_all(
     """
     for settings in many:
         _check(settings)
-    with ExitStack() as locks:
+    with ExitStack() as ends:
         for settings in many:
-            locks.enter_context(held(settings.output))
+            ends.enter_context(held(settings.output))
+        status = [ends.enter_context(Reporter(settings.output)) for settings in many]
         # All are planned before one is embedded: what is wrong with the last is told at once
-        begun = [_planned(settings, fresh, accept_changes) for settings in many]
+        begun = [
+            _planned(settings, own, fresh, accept_changes)
+            for settings, own in zip(many, status, strict=True)
+        ]
         for one in begun:
             _embed(one)
         _select(begun)
@@ -69,7 +72,7 @@ class _Begun:
 
     run: Run
     encoder: Encoder
-    seconds: dict[str, float]
+    status: Reporter
     counts: Counts | None = None
     embedded_now: int = 0
     found: Embedded | None = None
@@ -77,13 +80,12 @@ class _Begun:
     selection: Selection | None = None
 
 
-def _planned(settings: RunSettings, fresh: bool, accept_changes: bool) -> _Begun:
-    seconds: dict[str, float] = {}
+def _planned(settings: RunSettings, status: Reporter, fresh: bool, accept_changes: bool) -> _Begun:
     trained_here = settings.encoder.pretrain_on_target is not None
     if trained_here:
-        with _timed(seconds, "pretrain_on_target"):
+        with status.stage("pretrain_on_target"):
             settings = _with_target_encoder(settings, fresh)
-    with _timed(seconds, "plan"):
+    with status.stage("plan"):
         encoder = encoders.build(settings.encoder)
         weights = encoders.weights_hash(encoder.module)
         if fresh:
@@ -91,14 +93,15 @@ def _planned(settings: RunSettings, fresh: bool, accept_changes: bool) -> _Begun
             remove(settings.output, but=trained if trained_here else None)
         made_by = fingerprint(settings, encoder.preprocessing, weights, device_of(settings))
         this = Run.begin(settings, made_by, accept_changes=accept_changes)
-    return _Begun(this, encoder, seconds)
+    status.begin()
+    return _Begun(this, encoder, status)
 
 
 def _embed(one: _Begun) -> None:
     this, files = one.run, one.run.files
-    with _timed(one.seconds, "embed"):
+    with one.status.stage("embed"):
         one.embedded_now = embed(this, one.encoder).images
-    with _timed(one.seconds, "count"):
+    with one.status.stage("count"):
         one.counts = this.counts()
         storage.write_json(files.summary, {"sources": one.counts.to_json()})
         rejected.write(this)
@@ -108,13 +111,14 @@ def _embed(one: _Begun) -> None:
 
 def _select(begun: list[_Begun]) -> None:
     for one in begun:
-        with _timed(one.seconds, "centroids"):
+        with one.status.stage("centroids"):
             one.found = coreset.embedded(one.run)
             one.centres = coreset.centroids_of(one.found, one.run.settings.coreset)
             if one.centres is not None:
                 coreset.save_centroids(one.run.files.centroids, one.centres)
-    shared: dict[str, float] = {}
-    with _timed(shared, "select"):
+    with ExitStack() as stages:
+        for one in begun:
+            stages.enter_context(one.status.stage("select"))
         for together in _by_open_set(begun):
             selections = coreset.choose_all(
                 [one.run.settings.coreset for one in together],
@@ -123,8 +127,6 @@ def _select(begun: list[_Begun]) -> None:
             )
             for one, selection in zip(together, selections, strict=True):
                 one.selection = selection
-    for one in begun:
-        one.seconds |= shared
 
 
 def _by_open_set(begun: list[_Begun]) -> list[list[_Begun]]:
@@ -143,10 +145,10 @@ def _by_open_set(begun: list[_Begun]) -> list[list[_Begun]]:
 
 
 def _finished(one: _Begun) -> Summary:
-    this, seconds = one.run, one.seconds
+    this, status = one.run, one.status
     settings, files = this.settings, this.files
     assert one.counts is not None and one.found is not None and one.selection is not None
-    with _timed(seconds, "manifest"):
+    with status.stage("manifest"):
         chosen = coreset.write_manifest(files.manifest, settings.coreset, one.found, one.selection)
         manifest.write_rounds(files.rounds, one.selection.rounds)
 
@@ -156,12 +158,12 @@ def _finished(one: _Begun) -> Summary:
     summary = Summary(
         sources=counts,
         outcome=coreset.outcome(settings.coreset, one.selection),
-        seconds=seconds,
+        seconds=status.seconds,
         embedded_now=images,
-        images_per_s=round(images / seconds["embed"], 1) if images else None,
+        images_per_s=round(images / status.seconds["embed"], 1) if images else None,
     )
     if settings.pretrain and "coreset" in settings.pretrain.data:
-        with _timed(seconds, "pretrain"):
+        with status.stage("pretrain"):
             summary = replace(summary, pretrain=pretrain(settings))
     storage.write_json(files.summary, summary.to_json())
     return summary
@@ -187,10 +189,3 @@ def _with_target_encoder(settings: RunSettings, fresh: bool) -> RunSettings:
     changes = {"checkpoint": folder, "pretrain_on_target": None}
     encoder = settings.encoder.model_copy(update=changes)
     return settings.model_copy(update={"encoder": encoder})
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.monotonic()
-    yield
-    seconds[stage] = time.monotonic() - start

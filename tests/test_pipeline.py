@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from curate import storage
 from curate.errors import CurateError
 from curate.pipeline import run
 from curate.runfiles.run import Run
+from curate.runfiles.status import Status
 from curate.settings import load as config
 from tests import datasets
 from tests.oracles import brute_force_rounds
@@ -71,6 +73,18 @@ def test_every_image_is_accounted_for(finished) -> None:
     assert reasons["tiny.png"] == ("decode", "3×3 is under min_px 8")
     assert reasons["missing.png"] == ("read", "no such file")
     assert reasons["cut.png"][1].startswith("damaged")
+
+
+def test_the_status_ends_with_the_same_accounts(finished) -> None:
+    output, summary = finished
+    status = Status.read(str(output))
+    assert status.state == "finished" and status.error is None
+    assert status.seconds == summary.seconds
+    facts = status.progress
+    assert facts is not None and facts.done == facts.total
+    assert facts.images == summary.embedded_now
+    reasons = Counter(row["reason"] for row in pq.read_table(output / "rejected").to_pylist())
+    assert facts.rejected == dict(reasons)
 
 
 def test_embeddings_are_unit_rows_in_plan_order(finished) -> None:

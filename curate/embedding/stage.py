@@ -3,14 +3,12 @@
     units ── read tasks (CPU) ──> parts of uint8 pixels ── actor pool (GPU or CPU) ──> shards
 
 Reading, decoding and resizing happen in the read tasks; full-size images never enter the object
-store. An actor normalises, embeds, and writes. A unit is usually one part; a large tar flows as
-several, each with a shard of its own.
+store. A unit is usually one part; a large tar flows as several, each with a shard of its own.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -21,26 +19,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 import ray.data
-import torch
 from ray.data import ActorPoolStrategy, DataContext
 
-from curate import storage
 from curate.cluster import on_this_node
+from curate.embedding.actors import CPU_THREADS, EmbedParts
 from curate.embedding.careful import Bounds, Watch
-from curate.embedding.encoders import Embedder, Encoder, rebuild
+from curate.embedding.encoders import Encoder
 from curate.embedding.flow import rows_of
 from curate.embedding.parts import Reading, read_parts
 from curate.errors import CurateError
 from curate.progress import Progress
-from curate.runfiles import shards
-from curate.runfiles.files import EmbeddingFiles, RunFiles
+from curate.runfiles.files import RunFiles
 from curate.runfiles.fingerprint import Device
 from curate.runfiles.ledger import Ledger, PartRecord, first_of_each, unit_of
 from curate.runfiles.memo import Memo
 from curate.runfiles.plan import Plan, by_name
 from curate.runfiles.run import Run
-from curate.runfiles.shards import Reject
-from curate.settings import EmbedSettings, EncoderSettings, RunSettings
+from curate.settings import EmbedSettings, RunSettings
 from curate.sources import Unit
 from curate.sources.base import Row
 
@@ -54,7 +49,6 @@ FIRST_PAUSE_S = 5.0  # before units that could not be read are tried again; doub
 LONGEST_PAUSE_S = 120.0
 BOUNDS = Bounds()
 MOST_GPUS = 1 << 16
-CPU_THREADS = 4  # of one CPU actor; beyond that, more actors scale better than more threads
 ACTOR_CPUS = 0.01  # enough to keep off a head node without CPUs
 
 
@@ -76,6 +70,7 @@ def embed(run: Run, encoder: Encoder) -> Progress:
         failures: list[Failure] = []
         for attempt in range(1, attempts + 1):
             failures = []
+            progress.tries_again()
             for start in range(0, len(pending), UNITS_AT_ONCE):
                 rows = pending[start : start + UNITS_AT_ONCE]
                 units = [planned.unit for planned in run.plan.units(rows)]
@@ -183,10 +178,12 @@ def _follow(
     failures: list[Failure] = []
     for row in rows:
         trouble, again, fatal = row.pop("trouble"), row.pop("again"), row.pop("fatal")
+        reasons = row.pop("reasons")
         if fatal is not None:
             raise CurateError(fatal)
         if trouble is not None:
             failures.append(Failure(by_digest.pop(row["unit"]), trouble, again))
+            progress.fails(trouble)
             continue
         part = PartRecord(**row)
         own = parts.setdefault(part.unit, [])
@@ -195,80 +192,11 @@ def _follow(
         if record is not None:
             ledger.add(record)
             del parts[part.unit], by_digest[part.unit]
-        progress.add(images=part.seen, units=int(record is not None))
+        progress.add(images=part.seen, units=int(record is not None), rejected=reasons)
     if by_digest:
         lost = next(iter(by_digest.values()))
         raise CurateError(f"{len(by_digest)} units did not come back, first {lost.uri}; run again")
     return failures
-
-
-PART_SCHEMA = pa.schema(
-    {
-        **dict.fromkeys(("unit", "failed", "trouble", "fatal"), pa.string()),
-        **dict.fromkeys(("part", "seen", "embedded", "rejected", "bytes"), pa.int64()),
-        **dict.fromkeys(("last", "again"), pa.bool_()),
-        "seconds": pa.float64(),
-    }
-)
-
-
-class EmbedParts:
-    """An actor of the pool: parts in, shards written, a row a part of what came of it out."""
-
-    def __init__(
-        self, settings: EncoderSettings, weights_uri: str, batch_size: int, files: EmbeddingFiles
-    ) -> None:
-        gpu = bool(ray.get_gpu_ids())
-        if not gpu:
-            torch.set_num_threads(min(CPU_THREADS, os.cpu_count() or 1))
-        encoder = rebuild(settings, weights_uri)
-        self.side = settings.image_px
-        self.embedder = Embedder(encoder, "cuda" if gpu else "cpu", batch_size)
-        self.width = encoder.feature_dim
-        self.files = files
-
-    def __call__(self, parts: pa.Table) -> pa.Table:
-        try:
-            rows = [self._embed(parts.slice(i, 1)) for i in range(len(parts))]
-        except CurateError as error:  # whose type Ray Data loses on the way to the driver
-            rows = [{"fatal": str(error)}]
-        return pa.Table.from_pylist(rows, PART_SCHEMA)
-
-    def _embed(self, part: pa.Table) -> Row:
-        started = time.monotonic()
-        row = {name: part.column(name)[0] for name in part.column_names}
-        told = {name: row[name].as_py() for name in ("trouble", "again")}
-        if told["trouble"] is not None:
-            return {"unit": row["unit"].as_py(), **told}
-        images = pa.ipc.open_stream(row["images"].as_py()).read_all()
-        refused = pa.ipc.open_stream(row["rejects"].as_py()).read_all().to_pylist()
-        rejects = [Reject(**one) for one in refused]
-        seen = len(images) + len(rejects)
-        pixels = np.frombuffer(row["pixels"].as_buffer(), np.uint8)
-        pixels = pixels.reshape(-1, self.side, self.side, 3)  # (N, H, W, 3)
-        embeddings = self.embedder(pixels) if len(pixels) else np.empty((0, self.width), np.float16)
-        good = np.isfinite(embeddings).all(axis=1)
-        if not good.all():
-            rejects += _dead(images.filter(pa.array(~good)))
-            images, embeddings = images.filter(pa.array(good)), embeddings[good]
-        # What does not differ between equal runs: shards are byte for byte the same
-        note = {name: row[name].as_py() for name in ("unit", "part", "last", "failed")}
-        note |= {"seen": seen, "embedded": len(images), "rejected": len(rejects)}
-        uri = self.files.shard(note["unit"], note["part"])
-        data = shards.to_ipc(shards.with_note(shards.table_of(images, embeddings), rejects, **note))
-        size = data.size
-        if not storage.create_bytes(uri, data):
-            # Another was first, of this run or of one that shares the store: what it wrote counts
-            note, size = shards.read_note(uri), storage.sizes_in(uri)[uri.rpartition("/")[2]]
-        seconds = row["seconds"].as_py() + time.monotonic() - started
-        return {**note, "seconds": seconds, "bytes": size, **told}
-
-
-def _dead(images: pa.Table) -> list[Reject]:
-    """Rejects for images whose embedding is zero or not finite."""
-    reason = "the encoder gives it no finite embedding"
-    rows = images.select(["key", "uri"]).to_pylist()
-    return [Reject("", r["key"], r["uri"], "embed", reason) for r in rows]
 
 
 # Placement

@@ -13,7 +13,7 @@ from tensorboardX import SummaryWriter
 
 from curate import storage
 from curate.pretraining.board import Record
-from curate.progress import Display
+from curate.progress import Display, Facts
 from curate.runfiles.files import TrainingFiles
 
 WRITE_EVERY_S = 20.0
@@ -86,6 +86,12 @@ class TrainingProgress(Display):
     def standing(self) -> tuple[int, int, str] | None:
         record = self.record
         return None if record is None else (record["step"], record["steps"], _figures(record))
+
+    def facts(self) -> Facts | None:
+        facts, record = super().facts(), self.record
+        if facts is not None and record is not None:
+            facts.images_per_s, facts.seconds_left = record["images_per_s"], record["seconds_left"]
+        return facts
 
     def line(self) -> str | None:
         record, unchanged_s = self.record, time.monotonic() - self.changed

@@ -130,6 +130,7 @@ class RunFiles(Folder):
 
     memo = Name("config.yaml")  # settings, versions, and what decides the embeddings
     lock = Name("run.lock")  # of the driver that is at work
+    status = Name("status.json")  # for `curate watch`
     plans = Name("plan")
     weights = WEIGHTS  # of the encoder, which every worker loads
     own_store = Name("embeddings")  # where the config names no other
@@ -189,7 +190,7 @@ class RunFiles(Folder):
         """All that a run writes: the folder may hold other things. The memo is last, so that a
         removal that is cut short leaves a run that still says what it was."""
         return [
-            *(self.rejected, self.whitened, self.own_store, self.summary, self.rounds),
+            *(self.status, self.rejected, self.whitened, self.own_store, self.summary, self.rounds),
             *(self.report, self.recuts, self.evaluation.folder, self.pretrain.folder),
             *(self.target_encoder.folder, self.manifest, self.centroids, self.weights),
             *(self.plans, self.memo),

@@ -14,9 +14,9 @@ import pytest
 from ray.data import DataContext
 
 from curate.embedding import encoders, parts, stage
+from curate.embedding.actors import EmbedParts
 from curate.embedding.careful import Bounds, Watch
 from curate.embedding.parts import Reading, read_parts
-from curate.embedding.stage import EmbedParts
 from curate.pipeline import run
 from curate.runfiles import plan, shards
 from curate.runfiles.files import EmbeddingFiles, PlanFiles, RunFiles
@@ -55,6 +55,7 @@ def actor_of(settings, files, batch_size):
 
 def record_of(row):
     assert row.pop("trouble") is None and not row.pop("again") and row.pop("fatal") is None
+    assert len(row.pop("reasons")) == row["rejected"]
     return PartRecord(**row)
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Who enters, by module and name
 STAGES = {
     "read": ("curate.embedding.parts", "_parts_of"),
-    "embed": ("curate.embedding.stage", "EmbedParts._embed"),
+    "embed": ("curate.embedding.actors", "EmbedParts._embed"),
     "plan": ("curate.sources.url_list", "_unit"),
     "centroids": ("curate.coreset.stage", "save_centroids"),
     "select": ("curate.coreset.passes", "_checked"),
