@@ -16,8 +16,21 @@ from curate.privacy import public_text
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 only when the stage did all it should; 2 for wrong usage, 1 for the rest."""
-    options = _parser().parse_args(arguments)
+    options = parsed(_parser(), arguments)
     return guarded(options, options.command)
+
+
+def parsed(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """argparse takes no key=value after an option; here they may stand anywhere."""
+    options, rest = parser.parse_known_args(arguments)
+    wrong = [one for one in rest if one.startswith("-") or "=" not in one]
+    if wrong or (rest and not hasattr(options, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(wrong or rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 class _Public(logging.Formatter):

@@ -21,4 +21,4 @@ def run(name: str) -> None:
     parser = argparse.ArgumentParser(description=f"curate {name}: {about}")
     parser.add_argument("--config", required=True, metavar="CONFIG")
     cli.add_config_options(parser, name)
-    sys.exit(cli.guarded(parser.parse_args(), command))
+    sys.exit(cli.guarded(cli.parsed(parser), command))

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from curate import storage
-from curate.cli import main
+from curate.cli import _parser, main, parsed
 from curate.errors import CurateError
 from curate.runfiles.run import Run
 from curate.settings import ImageFolderSettings, ParquetSettings, RunSettings, WebDatasetSettings
@@ -315,3 +315,20 @@ def test_lines_of_a_command_have_no_secret(
     gone = f"{tmp_path}/https://user:hidden@h/run.yaml"
     assert main(["run", gone]) == 1
     assert "hidden" not in capsys.readouterr().err
+
+
+def test_overrides_stand_anywhere_among_the_options() -> None:
+    arguments = ["run", "a.yaml", "x.y=1", "--fresh", "z=2", "--debug", "w=3"]
+    options = parsed(_parser(), arguments)
+    assert options.overrides == ["x.y=1", "z=2", "w=3"] and options.fresh and options.debug
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["run", "a.yaml", "--frsh"], ["run", "a.yaml", "--fresh", "z"], ["report", "a", "z=2"]],
+)
+def test_arguments_that_nobody_knows(arguments, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parsed(_parser(), arguments)
+    assert ended.value.code == 2
+    assert "unrecognized arguments: " + arguments[-1] in capsys.readouterr().err
