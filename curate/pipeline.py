@@ -75,6 +75,7 @@ class _Begun:
     status: Reporter
     counts: Counts | None = None
     embedded_now: int = 0
+    feed: dict[str, float] | None = None
     found: Embedded | None = None
     centres: NDArray[np.float32] | None = None
     selection: Selection | None = None
@@ -100,7 +101,8 @@ def _planned(settings: RunSettings, status: Reporter, fresh: bool, accept_change
 def _embed(one: _Begun) -> None:
     this, files = one.run, one.run.files
     with one.status.stage("embed"):
-        one.embedded_now = embed(this, one.encoder).images
+        work = embed(this, one.encoder)
+        one.embedded_now, one.feed = work.images, work.facts().feed
     with one.status.stage("count"):
         one.counts = this.counts()
         storage.write_json(files.summary, {"sources": one.counts.to_json()})
@@ -161,6 +163,7 @@ def _finished(one: _Begun) -> Summary:
         seconds=status.seconds,
         embedded_now=images,
         images_per_s=round(images / status.seconds["embed"], 1) if images else None,
+        feed=one.feed or None,
     )
     if settings.pretrain and "coreset" in settings.pretrain.data:
         with status.stage("pretrain"):

@@ -8,7 +8,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeVar
@@ -39,6 +39,7 @@ class Facts:
     awaits: str | None = None  # without which nothing goes on
     rejected: dict[str, int] = field(default_factory=dict)  # images, by reason
     failed: dict[str, int] = field(default_factory=dict)  # units that cannot be read now, by reason
+    feed: dict[str, float] = field(default_factory=dict)  # seconds of all workers, by what they did
 
     def text(self) -> str:
         parts = [f"{self.done:,} of {self.total:,} {self.unit}s"]
@@ -52,9 +53,13 @@ class Facts:
             parts.append(f"{self.seconds_left:,.0f} s left")
         return ", ".join(parts)
 
-    def troubles(self, most: int) -> list[str]:
-        """What was rejected and what failed: lines with the `most` frequent reasons of each."""
+    def more(self, most: int) -> list[str]:
+        """Where the workers' seconds went, and what was rejected and what failed: lines with the
+        `most` frequent reasons of each."""
         lines = []
+        if self.feed:
+            shares = ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in self.feed.items())
+            lines.append(f"  workers: {shares}")
         for what, counts in (
             ("images rejected", self.rejected),
             (f"{self.unit}s not readable now", self.failed),
@@ -176,6 +181,7 @@ class Progress(Display):
         self.awaited: str | None = None
         self.rejected: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
+        self.feed: dict[str, float] = {}
 
     def awaits(self, what: str | None) -> None:
         """What nothing goes on without; None where nothing is lacking."""
@@ -185,13 +191,23 @@ class Progress(Display):
                 self.show(now=True)
             self.awaited = what
 
-    def add(self, *, images: int, units: int = 0, rejected: Iterable[str] = ()) -> None:
-        """rejected: a reason for each image of these that cannot be used."""
+    def add(
+        self,
+        *,
+        images: int,
+        units: int = 0,
+        rejected: Iterable[str] = (),
+        feed: Mapping[str, float] | None = None,
+    ) -> None:
+        """rejected: a reason for each image of these that cannot be used. feed: seconds that they
+        took, by what was done."""
         with self._lock:
             self.images += images
             self.done += units
             self.fresh += units
             _count(self.rejected, rejected)
+            for name, seconds in (feed or {}).items():
+                self.feed[name] = self.feed.get(name, 0.0) + seconds
             self.show()
 
     def fails(self, reason: str) -> None:
@@ -235,6 +251,7 @@ class Progress(Display):
                 self.awaited,
                 dict(self.rejected),
                 dict(self.failed),
+                {name: round(seconds, 3) for name, seconds in self.feed.items()},
             )
 
     def line(self) -> str:

@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from curate import storage
+from curate.embedding.actors import FEED
 from curate.errors import CurateError
 from curate.pipeline import run
 from curate.runfiles.run import Run
@@ -85,6 +86,8 @@ def test_the_status_ends_with_the_same_accounts(finished) -> None:
     assert facts.images == summary.embedded_now
     reasons = Counter(row["reason"] for row in pq.read_table(output / "rejected").to_pylist())
     assert facts.rejected == dict(reasons)
+    assert facts.feed == summary.feed and set(summary.feed) == set(FEED)
+    assert 0 < summary.feed["computed"] < summary.seconds["embed"] * os.cpu_count()
 
 
 def test_embeddings_are_unit_rows_in_plan_order(finished) -> None:

@@ -21,6 +21,9 @@ from curate.sources.base import Row
 
 CPU_THREADS = 4  # of one CPU actor; beyond that, more actors scale better than more threads
 
+# Where the seconds of readers and of actors went; a reader is held up while nobody takes its parts
+FEED = ("read", "held up", "waited", "computed", "wrote")
+
 PART_SCHEMA = pa.schema(
     {
         **dict.fromkeys(("unit", "failed", "trouble", "fatal"), pa.string()),
@@ -28,6 +31,7 @@ PART_SCHEMA = pa.schema(
         **dict.fromkeys(("last", "again"), pa.bool_()),
         "seconds": pa.float64(),
         "reasons": pa.list_(pa.string()),  # an image that was rejected each
+        "feed": pa.struct([(name, pa.float64()) for name in FEED]),
     }
 )
 
@@ -46,12 +50,14 @@ class EmbedParts:
         self.embedder = Embedder(encoder, "cuda" if gpu else "cpu", batch_size)
         self.width = encoder.feature_dim
         self.files = files
+        self.done: float | None = None  # when the part before was
 
     def __call__(self, parts: pa.Table) -> pa.Table:
         try:
             rows = [self._embed(parts.slice(i, 1)) for i in range(len(parts))]
         except CurateError as error:  # whose type Ray Data loses on the way to the driver
             rows = [{"fatal": str(error)}]
+        self.done = time.monotonic()
         return pa.Table.from_pylist(rows, PART_SCHEMA)
 
     def _embed(self, part: pa.Table) -> Row:
@@ -67,6 +73,7 @@ class EmbedParts:
         pixels = np.frombuffer(row["pixels"].as_buffer(), np.uint8)
         pixels = pixels.reshape(-1, self.side, self.side, 3)  # (N, H, W, 3)
         embeddings = self.embedder(pixels) if len(pixels) else np.empty((0, self.width), np.float16)
+        computed = time.monotonic()
         good = np.isfinite(embeddings).all(axis=1)
         if not good.all():
             rejects += _dead(images.filter(pa.array(~good)))
@@ -80,9 +87,19 @@ class EmbedParts:
         if not storage.create_bytes(uri, data):
             # Another was first, of this run or of one that shares the store: what it wrote counts
             note, size = shards.read_note(uri), storage.sizes_in(uri)[uri.rpartition("/")[2]]
-        seconds = row["seconds"].as_py() + time.monotonic() - started
-        reasons = [one.reason for one in rejects]
-        return {**note, "seconds": seconds, "bytes": size, "reasons": reasons, **told}
+        wrote = time.monotonic()
+        read = row["seconds"].as_py()
+        waited = 0.0 if self.done is None else started - self.done
+        spans = (read, row["held"].as_py(), waited, computed - started, wrote - computed)
+        self.done = wrote
+        return {
+            **note,
+            **told,
+            "seconds": read + wrote - started,
+            "bytes": size,
+            "reasons": [one.reason for one in rejects],
+            "feed": dict(zip(FEED, spans, strict=True)),
+        }
 
 
 def _dead(images: pa.Table) -> list[Reject]:

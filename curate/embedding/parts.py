@@ -51,14 +51,18 @@ def read_parts(batch: pa.Table, reading: Reading, watch: ActorHandle) -> Iterato
     that cannot be read ends in a part that says so, with nothing in it."""
     side = reading.preprocessing.image_px
     capacity = max(1, PART_BYTES // (side * side * 3))
+    held = 0.0  # seconds since the part before was ready, that nobody took it
     for planned in plan.from_table(batch, reading.plan):
         try:
             for part in _parts_of(planned, reading, watch, capacity):
-                yield part.to_table()
+                table = part.to_table(held)
+                ready = time.monotonic()
+                yield table
+                held = time.monotonic() - ready
         except (Unavailable, Changed) as error:
             part = _Part(planned, 0, capacity, side)
             part.trouble, part.again = str(error), isinstance(error, Unavailable)
-            yield part.to_table()
+            yield part.to_table(0.0)
         except MemoryError:  # as where the system is not asked but kills
             os._exit(OUT_OF_MEMORY)
         watch.ended.remote(planned.unit.digest)
@@ -140,7 +144,8 @@ class _Part:
             self.failed = reason
         self.rejects.append(Reject(self.planned.source, item.key, item.uri, stage, reason))
 
-    def to_table(self) -> pa.Table:
+    def to_table(self, held: float) -> pa.Table:
+        """held: seconds that its reader could not go on before it."""
         shape = (len(self.pixels), self.side, self.side, 3)
         pixels = np.stack(self.pixels) if self.pixels else np.empty(shape, np.uint8)
         return pa.table(
@@ -149,6 +154,7 @@ class _Part:
                 "part": [self.number],
                 "last": [self.last],
                 "seconds": [time.monotonic() - self.started],
+                "held": [held],
                 "failed": pa.array([self.failed], pa.string()),
                 "trouble": pa.array([self.trouble], pa.string()),
                 "again": [self.again],

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +82,8 @@ def embed(run: Run, encoder: Encoder) -> Progress:
             log.info("embed: %s; again in %.0f s", _told(failures), pause)
             time.sleep(pause)
             pending = _pending(run.plan, ledger)
+    if progress.feed:
+        log.info("embed: %s", _fed(progress.feed))
     if failures:
         raise CurateError(
             f"{_told(failures)}. Everything else is embedded; run the same command again to go on"
@@ -96,6 +98,13 @@ class Failure:
     unit: Unit
     reason: str
     again: bool
+
+
+def _fed(feed: Mapping[str, float]) -> str:
+    """Where the seconds went, of all readers together and of all actors."""
+    shares = ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in feed.items())
+    short = "readers" if feed["waited"] > feed["held up"] else "actors"
+    return f"{shares}; {short} are what there is too little of"
 
 
 def _told(failures: list[Failure]) -> str:
@@ -178,7 +187,7 @@ def _follow(
     failures: list[Failure] = []
     for row in rows:
         trouble, again, fatal = row.pop("trouble"), row.pop("again"), row.pop("fatal")
-        reasons = row.pop("reasons")
+        reasons, feed = row.pop("reasons"), row.pop("feed")
         if fatal is not None:
             raise CurateError(fatal)
         if trouble is not None:
@@ -192,7 +201,8 @@ def _follow(
         if record is not None:
             ledger.add(record)
             del parts[part.unit], by_digest[part.unit]
-        progress.add(images=part.seen, units=int(record is not None), rejected=reasons)
+        whole = int(record is not None)
+        progress.add(images=part.seen, units=whole, rejected=reasons, feed=feed)
     if by_digest:
         lost = next(iter(by_digest.values()))
         raise CurateError(f"{len(by_digest)} units did not come back, first {lost.uri}; run again")

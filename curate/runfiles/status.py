@@ -73,7 +73,7 @@ class Status:
             told = self.progress.text() if self.progress and of_it else "under way"
             lines.append(f"▸ {self.stage:20} {told}")
         if self.progress is not None:
-            lines += self.progress.troubles(REASONS_SHOWN)
+            lines += self.progress.more(REASONS_SHOWN)
         if self.error is not None:
             lines.append(self.error)
         return "\n".join(lines)

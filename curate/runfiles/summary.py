@@ -77,6 +77,7 @@ class Summary:
     seconds: dict[str, float]  # of each stage
     embedded_now: int = 0  # images, by the last call
     images_per_s: float | None = None  # of these
+    feed: dict[str, float] | None = None  # seconds that readers and actors spent on these
     pretrain: TrainingSummary | None = None
 
     def to_json(self) -> Document:
@@ -86,6 +87,7 @@ class Summary:
             "seconds": {stage: round(value, 3) for stage, value in self.seconds.items()},
             "embedded_now": self.embedded_now,
             "images_per_s": self.images_per_s,
+            "feed": self.feed,
         }
         if self.pretrain is not None:
             document["pretrain"] = asdict(self.pretrain)
