@@ -98,9 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("run", metavar="RUN", help="the run's output")
     watch.add_argument("--every", type=float, default=5.0, metavar="S", help="seconds (5)")
     watch.add_argument("--once", action="store_true", help="look once, and end")
-    watch.add_argument("--verbose", action="store_true", help=argparse.SUPPRESS)
     watch.add_argument("--debug", action="store_true", help="tracebacks")
-    watch.set_defaults(command=_watch_command)
+    watch.set_defaults(command=_watch_command, verbose=False)
 
     store = commands.add_parser("store", help="embeddings that several runs share")
     of_store = store.add_subparsers(required=True, metavar="WHAT")

@@ -58,8 +58,7 @@ class Facts:
         `most` frequent reasons of each."""
         lines = []
         if self.feed:
-            shares = ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in self.feed.items())
-            lines.append(f"  workers: {shares}")
+            lines.append(f"  workers: {spent(self.feed)}")
         for what, counts in (
             ("images rejected", self.rejected),
             (f"{self.unit}s not readable now", self.failed),
@@ -73,6 +72,11 @@ class Facts:
                 rest = sum(count for _, count in ordered[most:])
                 lines.append(f"    {rest:8,}  for {len(ordered) - most:,} other reasons")
         return lines
+
+
+def spent(feed: Mapping[str, float]) -> str:
+    """Seconds of workers, by what they did, in a line."""
+    return ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in feed.items())
 
 
 def newest() -> Display | None:

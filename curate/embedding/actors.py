@@ -57,7 +57,6 @@ class EmbedParts:
             rows = [self._embed(parts.slice(i, 1)) for i in range(len(parts))]
         except CurateError as error:  # whose type Ray Data loses on the way to the driver
             rows = [{"fatal": str(error)}]
-        self.done = time.monotonic()
         return pa.Table.from_pylist(rows, PART_SCHEMA)
 
     def _embed(self, part: pa.Table) -> Row:

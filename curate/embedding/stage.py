@@ -28,7 +28,7 @@ from curate.embedding.encoders import Encoder
 from curate.embedding.flow import rows_of
 from curate.embedding.parts import Reading, read_parts
 from curate.errors import CurateError
-from curate.progress import Progress
+from curate.progress import Progress, spent
 from curate.runfiles.files import RunFiles
 from curate.runfiles.fingerprint import Device
 from curate.runfiles.ledger import Ledger, PartRecord, first_of_each, unit_of
@@ -102,9 +102,8 @@ class Failure:
 
 def _fed(feed: Mapping[str, float]) -> str:
     """Where the seconds went, of all readers together and of all actors."""
-    shares = ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in feed.items())
     short = "readers" if feed["waited"] > feed["held up"] else "actors"
-    return f"{shares}; {short} are what there is too little of"
+    return f"{spent(feed)}; {short} are what there is too little of"
 
 
 def _told(failures: list[Failure]) -> str:
