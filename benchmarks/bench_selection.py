@@ -148,7 +148,8 @@ def run_ours(paths: list[str], centroids: NDArray[np.float32], repeats: int) -> 
 def run_floor(paths: list[str], centroids: NDArray[np.float32], repeats: int) -> Outcome:
     """To be started with one BLAS thread."""
     from curate.runfiles.columns import count_rows
-    from curate.runfiles.shards import Shard, read_embeddings
+    from curate.runfiles.embeddings import read_embeddings
+    from curate.runfiles.shards import Shard
 
     chunk = 1024  # rows; as float32 they stay in cache between widening and product
     columns = np.ascontiguousarray(centroids.T)  # (dim, K)
@@ -297,7 +298,8 @@ def _lookup_value(values: list[dict], q: int, image: int) -> float:
 
 def _read(path: str) -> NDArray[np.float16]:
     from curate.runfiles.columns import count_rows
-    from curate.runfiles.shards import Shard, read_embeddings
+    from curate.runfiles.embeddings import read_embeddings
+    from curate.runfiles.shards import Shard
 
     return np.concatenate(list(read_embeddings(Shard(path, 0, count_rows(path), 0))))
 

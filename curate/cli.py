@@ -83,9 +83,11 @@ def _parser() -> argparse.ArgumentParser:
         add_config_options(parser_of_name, name)
         parser_of_name.set_defaults(command=command)
 
-    recut = commands.add_parser("recut", help="another threshold on a run that is done")
+    recut = commands.add_parser("recut", help="other limits on a run that is done")
     recut.add_argument("run", metavar="RUN", help="the run's output")
-    recut.add_argument("--tau", type=_threshold, required=True, help="0…1")
+    recut.add_argument("--tau", type=_tau_or_none, help="0…1, or none")
+    recut.add_argument("--budget", type=_budget, help="images, or a fraction as in 0.05")
+    recut.add_argument("--reference-round", type=int, metavar="T")
     _add_common(recut)
     recut.set_defaults(command=_recut_command)
 
@@ -215,11 +217,12 @@ ON_CONFIG: dict[str, tuple[str, Command]] = {
 
 def _recut_command(options: argparse.Namespace) -> None:
     from curate import cluster
-    from curate.coreset.recut import recut
+    from curate.coreset.recut import Limits, recut
     from curate.settings.base import absolute
 
     cluster.connect(options.address, verbose=options.verbose)
-    print(recut(absolute(options.run), options.tau))
+    limits = Limits(options.tau, options.budget, options.reference_round)
+    print(recut(absolute(options.run), limits))
 
 
 def _report_command(options: argparse.Namespace) -> None:
@@ -270,6 +273,10 @@ def _select_command(options: argparse.Namespace) -> None:
 
 def _tau(text: str) -> float | None:
     return None if text == "none" else _threshold(text)
+
+
+def _tau_or_none(text: str) -> float | str:
+    return text if text == "none" else _threshold(text)
 
 
 def _threshold(text: str) -> float:

@@ -126,6 +126,11 @@ def _select(begun: list[_Begun]) -> None:
                 [one.run.settings.coreset for one in together],
                 [one.found for one in together if one.found is not None],
                 [one.centres for one in together],
+                [
+                    coreset.kept_of(one.run, one.found, one.centres)
+                    for one in together
+                    if one.found is not None
+                ],
             )
             for one, selection in zip(together, selections, strict=True):
                 one.selection = selection

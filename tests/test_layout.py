@@ -21,6 +21,7 @@ ORDER = [
         "privacy",
         "errors",
         "names",
+        "int8",
         "faults",
         "disk",
         "filesystems",
@@ -49,10 +50,12 @@ ORDER = [
 ]
 # No Ray and no files: arrays in, arrays out. A folder stands for all of its files.
 PURE = [
-    *(f"coreset.{name}" for name in ("similarity", "candidates", "merge", "rounds", "centroids")),
+    *(f"coreset.{n}" for n in ("similarity", "lead", "candidates", "merge", "lists", "rounds")),
     *(
+        "coreset.centroids",
         "coreset.whitening",
         "coreset.quality",
+        "int8",
         "images",
         "names",
         "keyspace",

@@ -181,8 +181,12 @@ def test_fresh_starts_over_and_leaves_other_files(document, finished, tmp_path) 
     assert manifests[0].read_bytes() == manifests[1].read_bytes()
 
 
-def test_shard_that_was_changed_is_named(document, finished, tmp_path) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+def test_shard_that_was_changed_is_named(document, finished, tmp_path, kept: bool) -> None:
+    """By the scan, or where there is none by the manifest."""
     output = Path(shutil.copytree(finished[0], tmp_path / "run"))
+    if not kept:
+        shutil.rmtree(output / "candidates")
     shard = datasets.shards_of(output, "open")[1]
     table = pa.ipc.open_file(str(shard)).read_all()
     with pa.ipc.new_file(str(shard), table.schema) as writer:

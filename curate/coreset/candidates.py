@@ -13,7 +13,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from curate.coreset.similarity import Centroids, check_unit, exact_pairs, row_norms, widen
+from curate.coreset.lead import Lead
+from curate.coreset.similarity import (
+    Centroids,
+    NotUnit,
+    check_unit,
+    exact_pairs,
+    float32,
+    row_norms,
+    widen,
+)
+from curate.int8 import Block
+
+Lengths = NDArray[np.intp]  # (K,) entries, of each list at most
 
 LAST_POSITION = np.iinfo(np.int64).max
 CHUNK_ROWS = 1024  # × 512 float32 is 2 MB: widened, multiplied and compared while in cache
@@ -37,6 +49,11 @@ class Floor:
         return Floor.at(np.full(k, -np.inf))
 
     @staticmethod
+    def top(k: int) -> Floor:
+        """Nothing yet."""
+        return Floor(np.full(k, np.inf), np.full(k, -1))
+
+    @staticmethod
     def joined(parts: list[Floor]) -> Floor:
         """One after the other."""
         return Floor(
@@ -46,6 +63,9 @@ class Floor:
 
     def only(self, which: NDArray[np.intp]) -> Floor:
         return Floor(self.similarity[which], self.position[which])
+
+    def between(self, low: int, high: int) -> Floor:
+        return Floor(self.similarity[low:high], self.position[low:high])
 
 
 @dataclass(frozen=True)
@@ -72,9 +92,11 @@ class Candidates:
     def between(self, low: int, high: int) -> Candidates:
         """The lists of centroids low … high - 1, which count from 0 in them."""
         entries = slice(*np.searchsorted(self.centroid, [low, high]).tolist())
-        floor = self.floor.only(np.arange(low, high))
         return Candidates(
-            self.centroid[entries] - low, self.similarity[entries], self.position[entries], floor
+            self.centroid[entries] - low,
+            self.similarity[entries],
+            self.position[entries],
+            self.floor.between(low, high),
         )
 
 
@@ -87,8 +109,8 @@ def is_below(
     )
 
 
-def best(candidates: Candidates, length: int) -> Candidates:
-    """Sort, drop what lies below the floor, and keep the first `length` of each list.
+def best(candidates: Candidates, lengths: Lengths) -> Candidates:
+    """Sort, drop what lies below the floor, and keep the first entries of each list.
 
     A list that is cut gets its last entry for a floor.
     """
@@ -103,12 +125,12 @@ def best(candidates: Candidates, length: int) -> Candidates:
     order = np.lexsort((position, -similarity, centroid))
     sorted_ = Candidates(centroid[order], similarity[order], position[order], candidates.floor)
     starts = sorted_.starts()
-    rank = np.arange(len(order)) - starts[sorted_.centroid]
-    if len(rank) == 0 or rank.max() < length:
+    cut = np.flatnonzero(np.diff(starts) > lengths)  # centroids
+    if len(cut) == 0:
         return sorted_
-    within = rank < length
-    cut = np.flatnonzero(np.diff(starts) > length)  # centroids
-    last = starts[cut] + length - 1
+    rank = np.arange(len(order)) - starts[sorted_.centroid]
+    within = rank < lengths[sorted_.centroid]
+    last = starts[cut] + lengths[cut] - 1
     floor = Floor(sorted_.floor.similarity.copy(), sorted_.floor.position.copy())
     floor.similarity[cut] = sorted_.similarity[last]
     floor.position[cut] = sorted_.position[last]
@@ -118,51 +140,58 @@ def best(candidates: Candidates, length: int) -> Candidates:
 
 
 def scan(
-    embeddings: NDArray[np.floating],
+    block: Block,
     first: int,
     centroids: Centroids,
     *,
-    length: int,
+    lengths: Lengths,
     floor: Floor,
     after: Floor | None = None,
 ) -> Candidates:
-    """The candidates of one block of images.
+    """The candidates of one block of images, of which row i is at position first + i in plan order.
 
-    embeddings (n, D), unit rows; row i is at position first + i in plan order.
-    length: at most so many a list. floor: nothing below it is wanted. after: nothing at or above
+    lengths: at most so many a list. floor: nothing below it is wanted. after: nothing at or above
     it is wanted either (a list is being continued).
 
-    Raises NotUnit for a row of the block that is no unit vector.
+    Raises NotUnit for a row of the block that is no unit vector, where it is looked at in full.
     """
     found = Candidates.none(floor)
     fresh: list[Candidates] = []
-    waiting = 0
-    for start in range(0, len(embeddings), CHUNK_ROWS):
-        rows = widen(embeddings[start : start + CHUNK_ROWS])  # (c, D)
-        check_unit(row_norms(rows), first=start)
+    waiting, most = 0, max(int(lengths.sum()), 1 << 16)
+    lead = Lead.of(block, centroids)
+    for start in range(0, len(block.rows), CHUNK_ROWS):
+        chunk = slice(start, start + CHUNK_ROWS)
+        if lead is None:
+            here = np.arange(len(block.rows[chunk]))
+            rows = widen(block.rows[chunk])  # (c, D)
+        else:
+            here = lead.may_reach(chunk, found.floor.similarity)
+            if not len(here):
+                continue
+            rows = widen(block.rows[chunk][here])
+        try:
+            check_unit(row_norms(rows))
+        except NotUnit as error:
+            raise NotUnit(start + int(here[error.row]), error.norm) from None
         near = rows @ centroids.f32.T  # (c, K), within centroids.error of the truth
-        wanted = near >= _float32(found.floor.similarity - centroids.error, towards=-np.inf)
+        wanted = near >= float32(found.floor.similarity - centroids.error, towards=-np.inf)
         if after is not None:
-            wanted &= near <= _float32(after.similarity + centroids.error, towards=np.inf)
+            wanted &= near <= float32(after.similarity + centroids.error, towards=np.inf)
         row_of, centroid_of = np.divmod(np.flatnonzero(wanted), centroids.k)
         if len(row_of) == 0:
             continue
         similarity = exact_pairs(rows, centroids, row_of, centroid_of)
-        position = row_of + (first + start)
+        position = here[row_of] + (first + start)
         if after is not None:
             new = is_below(similarity, position, after.only(centroid_of))
             similarity, position, centroid_of = similarity[new], position[new], centroid_of[new]
         fresh.append(Candidates(centroid_of.astype(np.int32), similarity, position, floor))
         waiting += len(similarity)
-        if waiting > max(centroids.k * length, 1 << 16):
+        if waiting > most:
             # Full lists have a higher floor from here on, and let less through
-            found = best(_joined([found, *fresh], found.floor), length)
+            found = best(_joined([found, *fresh], found.floor), lengths)
             fresh, waiting = [], 0
-    return best(_joined([found, *fresh], found.floor), length)
-
-
-def _float32(values: NDArray[np.float64], towards: float) -> NDArray[np.float32]:
-    return np.nextafter(values.astype(np.float32), np.float32(towards))
+    return best(_joined([found, *fresh], found.floor), lengths)
 
 
 def _joined(parts: list[Candidates], floor: Floor) -> Candidates:

@@ -150,7 +150,10 @@ def _read(group: list[_Wanted], bounds: list[int]) -> Any:
 def _rows(wanted: _Wanted) -> pa.Table:
     """What a shard knows of its images."""
     rows = pa.array(wanted.rows)
-    found = columns.read(wanted.shard.uri, {*shards.IMAGE_FIELDS})
+    shard = wanted.shard
+    found = columns.read(shard.uri, {*shards.IMAGE_FIELDS})
+    if found.column_names and len(found) < shard.start + shard.rows:  # a .npy has no columns
+        raise shards.other_rows(shard.uri, len(found) - shard.start, shard.rows)
     table = {"source": pa.array([wanted.source] * len(rows), pa.string())}
     for name, kind in shards.IMAGE_FIELDS.items():
         if name in found.column_names:
@@ -159,9 +162,7 @@ def _rows(wanted: _Wanted) -> pa.Table:
             table[name] = pc.cast(rows, kind)
         else:
             table[name] = pa.nulls(len(rows), kind)
-    table["position"] = pa.array(
-        wanted.rows.astype(np.int64) + wanted.shard.first - wanted.shard.start
-    )
+    table["position"] = pa.array(wanted.rows.astype(np.int64) + shard.first - shard.start)
     return pa.table(table)
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from curate.coreset.candidates import Candidates, Floor, best, is_below
+from curate.coreset.candidates import Candidates, Floor, Lengths, best, is_below
 
 
-def merge(parts: list[Candidates], length: int) -> Candidates:
-    """The candidates of all the parts' images together, at most `length` a list.
+def merge(parts: list[Candidates], lengths: Lengths) -> Candidates:
+    """The candidates of all the parts' images together, at most `lengths` of each list.
 
     Complete down to the highest of the parts' floors: below it, some part may know of more.
     """
@@ -29,22 +29,5 @@ def merge(parts: list[Candidates], length: int) -> Candidates:
             np.concatenate([part.position for part in parts]),
             floor,
         ),
-        length,
+        lengths,
     )
-
-
-def extend(candidates: Candidates, more: Candidates, which: np.ndarray) -> Candidates:
-    """Continue some lists below their floors.
-
-    which (R,): the centroids of `candidates` that lists 0 … R-1 of `more` continue.
-    """
-    floor = Floor(candidates.floor.similarity.copy(), candidates.floor.position.copy())
-    floor.similarity[which] = more.floor.similarity
-    floor.position[which] = more.floor.position
-    joined = Candidates(
-        np.concatenate([candidates.centroid, which[more.centroid].astype(np.int32)]),
-        np.concatenate([candidates.similarity, more.similarity]),
-        np.concatenate([candidates.position, more.position]),
-        floor,
-    )
-    return best(joined, length=len(joined.centroid) + 1)

@@ -1,51 +1,53 @@
 """The coresets of one open set, for one target or many: passes over its shards, and rounds.
 
-pass     all shards           → a table of lists of candidates, of all targets' centroids
+sample   a few rows           → how far down each list the rounds will go, about
+pass     all shards           → a piece of each of those lists, of all targets' centroids
 rounds   on each target's     → its coreset, or which lists ran out
-refill   another pass for those lists alone, below where they ended, four times as far
+refill   another pass for those lists alone, below where they ended, and the rounds go on
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curate.coreset import similarity
-from curate.coreset.candidates import Candidates
-from curate.coreset.merge import extend
-from curate.coreset.passes import MAX_ENTRIES, Ask, Scanned
-from curate.coreset.rounds import RanOut, Selection, run_rounds
+from curate.coreset.candidates import Floor
+from curate.coreset.grown import grow
+from curate.coreset.kept import Kept
+from curate.coreset.lists import Lists, Piece
+from curate.coreset.passes import Ask, one_pass
+from curate.coreset.rounds import Limits, RanOut, Rounds, Selection
+from curate.coreset.sample import Sample, spared
 from curate.coreset.similarity import Centroids, NotUnit
 from curate.errors import CurateError
 from curate.runfiles.shards import Shard
 
-GROWTH = 4  # of a list's length, at each refill
+MAX_ENTRIES = 4_000_000  # of first lists, where nothing tells how long they need to be: 64 MB
+GROWTH = 4  # of a list's length, at a refill of which the sample does not say how far
+DEEPER = 1.2  # than a list is, to be believed of the sample
 ALMOST = 0.5  # a list this far used is refilled along with those that ran out
 
 
 @dataclass(frozen=True)
-class Limits:
-    """When the rounds stop. budget: images."""
-
-    tau: float | None
-    reference_round: int
-    budget: int | None
-
-
-@dataclass(frozen=True)
 class Wanted:
-    """A coreset for one target. length: how long its lists are at first; from k and the budget
-    where unset."""
+    """A coreset for one target.
+
+    length: how long its lists are at first; as the sample says where unset. kept: where its lists
+    are kept, and may be found; in memory, and for this once, where unset.
+    """
 
     centroids: NDArray[np.floating]  # (K, D), unit rows
     limits: Limits
     length: int | None = None
+    kept: Kept | None = None
 
 
-OnRefill = Callable[[int, int], None]  # is told of lists, length
+OnRefill = Callable[[int, int], None]  # is told of lists, and of images that the longest gets
 
 
 def select(
@@ -54,10 +56,12 @@ def select(
     limits: Limits,
     *,
     length: int | None = None,
+    kept: Kept | None = None,
     on_refill: OnRefill | None = None,
 ) -> Selection:
     """`select_all` for one target."""
-    return select_all(shards, [Wanted(centroids, limits, length)], on_refill=on_refill)[0]
+    wanted = Wanted(centroids, limits, length, kept)
+    return select_all(shards, [wanted], on_refill=on_refill)[0]
 
 
 def select_all(
@@ -71,34 +75,30 @@ def select_all(
     """
     if not wanted:
         return []
-    ready = [_prepared(one.centroids) for one in wanted]
-    widths = sorted({one.f32.shape[1] for one in ready})
-    if len(widths) > 1:
-        raise CurateError(
-            f"centroids of widths {', '.join(map(str, widths))}: all targets' must come from one "
-            "encoder"
-        )
-    scanned = Scanned.prepare(shards, similarity.joined(ready))
-    total = sum(shard.rows for shard in shards)
-    at_most = max(MAX_ENTRIES // scanned.centroids.k, 64)  # the table is for all
-    ends = np.cumsum([one.k for one in ready])
-    asks = []
-    for end, mine, one in zip(ends, ready, wanted, strict=True):
-        length = one.length or min(first_length(mine.k, total, one.limits.budget), at_most)
-        asks.append(Ask(np.arange(end - mine.k, end), length))
+    open_set = _OpenSet(shards, _joined([_prepared(one.centroids) for one in wanted]))
+    ends = np.cumsum([len(one.centroids) for one in wanted])
     searches = [
-        _Search(one.limits, ask.which, np.full(len(ask.which), ask.length), lists)
-        for one, ask, lists in zip(wanted, asks, scanned.lists(asks), strict=True)
+        _Search(one, np.arange(end - len(one.centroids), end), open_set)
+        for end, one in zip(ends, wanted, strict=True)
     ]
+    new = [search for search in searches if not search.finds_kept()]
+    _pass(open_set, new, [search.first() for search in new])
     running = searches
     while running := [search for search in running if not search.ends()]:
         refills = [search.refill() for search in running]
         if on_refill:
-            longest = max(ask.length for ask in refills)
+            longest = max(int(ask.lengths.max()) for ask in refills)
             on_refill(sum(len(ask.which) for ask in refills), longest)
-        for search, ask, more in zip(running, refills, scanned.lists(refills), strict=True):
-            search.lists = extend(search.lists, more, ask.which - search.which[0])
-    return [search.selection for search in searches if search.selection is not None]
+        _pass(open_set, running, refills)
+    return [search.selection for search in searches]
+
+
+def _pass(open_set: _OpenSet, searches: list[_Search], asks: list[Ask]) -> None:
+    if not asks:
+        return
+    found = one_pass(open_set.shards, open_set.centroids, asks)
+    for search, ask, pieces in zip(searches, asks, found, strict=True):
+        search.add(pieces, ask)
 
 
 def _prepared(centroids: NDArray[np.floating]) -> Centroids:
@@ -108,8 +108,35 @@ def _prepared(centroids: NDArray[np.floating]) -> Centroids:
         raise CurateError(f"centroids: {error}; L2-normalise them") from error
 
 
+def _joined(ready: list[Centroids]) -> Centroids:
+    widths = sorted({one.f32.shape[1] for one in ready})
+    if len(widths) > 1:
+        raise CurateError(
+            f"centroids of widths {', '.join(map(str, widths))}: all targets' must come from one "
+            "encoder"
+        )
+    return similarity.joined(ready)
+
+
+@dataclass(frozen=True)
+class _OpenSet:
+    """All shards, and the centroids of all targets."""
+
+    shards: list[Shard]
+    centroids: Centroids
+
+    @property
+    def images(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @cached_property
+    def sample(self) -> Sample | None:
+        return Sample.take(self.shards, self.centroids)
+
+
 def first_length(k: int, total: int, budget: int | None) -> int:
-    """How long lists are at first: enough for most selections, little enough for memory."""
+    """How long lists are at first, where no sample tells: enough for most selections, little enough
+    for memory."""
     # A threshold lets in a share of the open set, so that lists are walked the farther the more
     # images there are
     likely = max(100_000 // k, total // 5_000, 64)
@@ -119,36 +146,104 @@ def first_length(k: int, total: int, budget: int | None) -> int:
     return min(likely, max(MAX_ENTRIES // k, 64))
 
 
-@dataclass
 class _Search:
     """One target's lists under way, and what came of them."""
 
-    limits: Limits
-    which: NDArray[np.intp]  # its centroids, a range of those of all targets
-    lengths: NDArray[np.intp]  # (K,) how long each list was asked to be
-    lists: Candidates
-    outcome: Selection | RanOut | None = None
+    def __init__(self, wanted: Wanted, which: NDArray[np.intp], open_set: _OpenSet) -> None:
+        """which: its centroids, a range of those of all targets."""
+        self.wanted, self.which, self.open_set = wanted, which, open_set
+        self._begin(Lists(len(which)))
+        self._asked = np.zeros(len(which))  # ranks in the sample
+        self.outcome: Selection | RanOut | None = None
+
+    def _begin(self, lists: Lists) -> None:
+        self.lists = lists
+        self.rounds = Rounds(lists, self.open_set.images, self.wanted.limits)
 
     @property
-    def selection(self) -> Selection | None:
-        return self.outcome if isinstance(self.outcome, Selection) else None
+    def selection(self) -> Selection:
+        assert isinstance(self.outcome, Selection)
+        return self.outcome
+
+    def finds_kept(self) -> bool:
+        """Whether an earlier selection left lists, of these shards or of others of the same
+        encoder: then those of these are made of them."""
+        kept = self.wanted.kept
+        found = None if kept is None else kept.read()
+        if kept is not None and found is None:
+            kept.begin(self.open_set.shards)
+        if kept is None or found is None:
+            return False
+        lists, made_of = found
+        centroids = self.open_set.centroids.only(self.which)
+        pieces = grow(lists, made_of, self.open_set.shards, centroids, kept)
+        if pieces is not None:
+            lists = Lists(lists.k)
+            for piece in pieces:
+                lists.add(piece)
+        self._begin(lists)
+        return True
+
+    def add(self, pieces: list[Piece], ask: Ask) -> None:
+        local = ask.which - self.which[0]
+        own = [Piece(local[p.which], p.lengths, p.floor, p.held) for p in pieces]
+        for piece in own:
+            self.lists.add(piece)
+        if self.wanted.kept is not None:
+            self.wanted.kept.add(own)
 
     def ends(self) -> bool:
         """Run the rounds; whether the lists are long enough for them."""
-        self.outcome = run_rounds(
-            self.lists,
-            tau=self.limits.tau,
-            reference_round=self.limits.reference_round,
-            budget=self.limits.budget,
-        )
+        self.outcome = self.rounds.run()
         return isinstance(self.outcome, Selection)
+
+    def first(self) -> Ask:
+        """The lists before anything is known of them."""
+        k, sample = len(self.which), self._sample()
+        limits, given = self.wanted.limits, self.wanted.length
+        lengths = np.full(k, given or first_length(k, self.open_set.images, limits.budget))
+        if sample is None:
+            return self._ask(np.arange(k), lengths, Floor.bottom(k))
+        ranks = lengths / sample.every
+        if given is None and limits.budget is not None:
+            said = sample.ranks(limits.budget, None)
+            # A threshold may end it long before the budget does
+            ranks = said if limits.tau is None else np.minimum(ranks, said)
+        self._asked = ranks = spared(ranks)
+        return self._ask(np.arange(k), ranks * sample.every, sample.floor(ranks))
 
     def refill(self) -> Ask:
         """The lists that ran out, and those that soon will: a pass costs much the same for more."""
         assert isinstance(self.outcome, RanOut)
-        soon = (self.outcome.used > ALMOST) & ~np.isneginf(self.lists.floor.similarity)
+        lists, sample = self.lists, self._sample()
+        soon = (self.outcome.used > ALMOST * lists.lengths) & ~lists.whole
         soon[self.outcome.centroids] = True
+        if sample is None:
+            which = np.flatnonzero(soon)
+            more = (GROWTH - 1) * np.maximum(lists.lengths, 1)
+            return self._ask(which, more[which], Floor.bottom(len(which)))
+        there = sample.rank_of(lists.floor)
+        ranks: NDArray[np.float64] = GROWTH * np.maximum(np.maximum(there, self._asked), 1)
+        limits, threshold = self.wanted.limits, self.outcome.threshold
+        if self.wanted.length is None and (limits.budget is not None or threshold is not None):
+            said = sample.ranks(limits.budget, threshold)
+            deeper = said > DEEPER * there + 1
+            ranks[deeper] = said[deeper]
+            soon |= deeper & ~lists.whole
         which = np.flatnonzero(soon)
-        self.lengths[which] *= GROWTH
-        longest = int(self.lengths[which].max())
-        return Ask(self.which[which], longest, self.lists.floor.only(which))
+        ranks = spared(ranks)
+        self._asked[which] = ranks[which]
+        more = (ranks - there) * sample.every
+        return self._ask(which, more[which], sample.only(which).floor(ranks[which]))
+
+    def _sample(self) -> Sample | None:
+        sample = self.open_set.sample
+        return None if sample is None else sample.only(self.which)
+
+    def _ask(self, which: NDArray[np.intp], more: NDArray[np.floating], floor: Floor) -> Ask:
+        """which, of this target's: of how many more images each list is to be."""
+        after = None if self.lists.is_empty else self.lists.floor.only(which)
+        kept = self.wanted.kept
+        lengths = np.clip(np.ceil(np.minimum(more, self.open_set.images)), 1, None).astype(np.intp)
+        uri = None if kept is None else kept.pattern()
+        return Ask(self.which[which], lengths, floor, after, uri)

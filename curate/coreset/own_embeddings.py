@@ -10,7 +10,8 @@ import ray
 from curate import __version__, listing
 from curate.cluster import over_tasks
 from curate.coreset import manifest
-from curate.coreset.on_ray import Limits, select
+from curate.coreset.on_ray import select
+from curate.coreset.rounds import Limits
 from curate.errors import CurateError
 from curate.runfiles import columns, shards
 from curate.runfiles.shards import Shard
@@ -55,7 +56,9 @@ def select_files(
         shard_list,
         centroids,
         Limits(tau, reference_round, budget),
-        on_refill=lambda lists, length: log.info("%d lists refilled to %d", lists, length),
+        on_refill=lambda lists, length: log.info(
+            "%d lists ran out and go on, by up to %d", lists, length
+        ),
     )
     # An embedding file of another's making names no source; its own name stands for it
     names = [shard.uri.rpartition("/")[2] for shard in shard_list]

@@ -25,9 +25,10 @@ from curate.coreset.quality import Quality, quality
 from curate.coreset.stage import embedded
 from curate.errors import CurateError
 from curate.runfiles import columns
+from curate.runfiles.embeddings import read_embeddings
 from curate.runfiles.files import RunFiles
 from curate.runfiles.run import Embedded, Run
-from curate.runfiles.shards import Shard, read_embeddings
+from curate.runfiles.shards import Shard
 
 SHARDS_AT_ONCE = 16  # that one task opens
 ROWS_AT_ONCE = 1024  # × 10,000 target images of float32 is 40 MB

@@ -1,4 +1,5 @@
-"""Other thresholds on a run that is done: its embeddings and centroids, no image read again.
+"""Other limits on a run that is done, from the candidates that it kept: no image is read again, and
+no embedding as far as its lists reach. Where a limit goes deeper, they are continued, and kept.
 
 f(S_t) does not depend on τ, only where it stops does: one selection at the lowest τ holds them all.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +16,44 @@ from numpy.typing import NDArray
 from curate.coreset import stage
 from curate.coreset.rounds import Selection, StoppedBecause
 from curate.errors import CurateError
-from curate.runfiles.run import Run
+from curate.runfiles.run import Embedded, Run
+from curate.settings import CoresetSettings
+from curate.settings.base import Budget
 
 TIMES_TARGET = 50.0  # of a run without a budget: as far as the authors go
 STEPS = 10
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What differs from the run; unset, it is the run's. tau: "none" for no threshold."""
+
+    tau: float | str | None = None
+    budget: Budget | None = None
+    reference_round: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the manifest."""
+        said = {"tau": self.tau, "budget": self.budget, "reference": self.reference_round}
+        values = [(key, value) for key, value in said.items() if value is not None]
+        return "_".join(
+            f"{key}-{value:g}" if isinstance(value, float) else f"{key}-{value}"
+            for key, value in values
+        )
+
+    def on(self, coreset: CoresetSettings) -> CoresetSettings:
+        """Raises CurateError where there is nothing to change, or no limit would be left."""
+        changes: dict[str, Any] = {}
+        if self.tau is not None:
+            changes["tau"] = None if self.tau == "none" else self.tau
+        if self.budget is not None:
+            changes |= {"budget": self.budget, "budget_times_target": None}
+        if self.reference_round is not None:
+            changes["reference_round"] = self.reference_round
+        if not changes:
+            raise CurateError("recut: nothing to change; give --tau, --budget or --reference-round")
+        return CoresetSettings.model_validate(coreset.model_dump() | changes)
 
 
 @dataclass(frozen=True)
@@ -30,24 +66,24 @@ class Cut:
     stopped_because: StoppedBecause
 
 
-def recut(output: str, tau: float) -> str:
-    """`curate recut`: write the manifest that `tau` gives under `output`/recut, and return a line
-    on what came of it.
+def recut(output: str, limits: Limits) -> str:
+    """`curate recut`: write the manifest of a run under other limits to `output`/recut, and return
+    a line on what came of it.
 
     Raises CurateError where there is no run by rounds, or its files do not fit.
     """
     started = time.monotonic()
     run = Run.open(output)
-    centres = _centroids(run)
-    coreset = run.settings.coreset.model_copy(update={"tau": tau})
+    coreset = limits.on(run.settings.coreset)
     found = stage.embedded(run)
-    chosen = stage.choose(coreset, found, centres)
-    uri = run.files.recut(tau)
+    chosen = _choose(run, coreset, found)
+    uri = run.files.recut(limits.name)
+    rounds_took = time.monotonic() - started
     stage.write_manifest(uri, coreset, found, chosen)
     return (
         f"{len(chosen.position):,} of {found.open_images:,} images in "
         f"{len(chosen.rounds):,} rounds, stopped by: {chosen.stopped_because}, "
-        f"{time.monotonic() - started:.1f} s: {uri}"
+        f"{rounds_took:.1f} s, and {time.monotonic() - started - rounds_took:.1f} s to write: {uri}"
     )
 
 
@@ -58,8 +94,13 @@ def sweep(run: Run) -> list[Cut]:
         coreset = coreset.model_copy(update={"budget_times_target": TIMES_TARGET})
     taus = thresholds(coreset.tau)
     lowest = coreset.model_copy(update={"tau": taus[-1]})
-    chosen = stage.choose(lowest, stage.embedded(run), _centroids(run))
+    chosen = _choose(run, lowest, stage.embedded(run))
     return [cut(chosen, tau, coreset.reference_round) for tau in taus]
+
+
+def _choose(run: Run, coreset: CoresetSettings, found: Embedded) -> Selection:
+    centres = _centroids(run)
+    return stage.choose(coreset, found, centres, stage.kept_of(run, found, centres))
 
 
 def thresholds(own: float | None) -> list[float]:

@@ -1,24 +1,24 @@
 """The rounds of SimCore: each centroid takes its most similar image that no earlier round took.
 
 Source: Kim, Bae, Yun, "Coreset Sampling from Open-Set for Fine-Grained Self-Supervised Learning",
-CVPR 2023, Algorithm 1. Written on lists of candidates, which every centroid only walks down.
+CVPR 2023, Algorithm 1. Written on lists of candidates, which every centroid only walks down, and on
+a bit an image for those that are taken: a round costs the centroids' heads, not the open set.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from curate.coreset.candidates import Candidates
+from curate.coreset.lists import Lists
 
-END = -1  # the position after a list's last
-BLOCK = 256
+MOST_READ = 4096  # entries of a list at a time
+MOST_HELD = 1 << 21  # of all lists: 32 MB
+JOINED = 1 << 20  # picks of single rounds, before they become one array
 
 StoppedBecause = Literal["threshold", "budget", "open set used up"]
 
@@ -50,115 +50,216 @@ class Selection:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """When the rounds stop. budget: images."""
+
+    tau: float | None
+    reference_round: int
+    budget: int | None
+
+
+@dataclass(frozen=True)
 class RanOut:
-    """The lists end before the selection does. For each centroid, how much of its list is used."""
+    """The lists end before the selection does.
 
-    centroids: NDArray[np.intp]  # those that cannot pick
-    used: NDArray[np.float64]  # (K,), 0…1
+    centroids: those that cannot pick; used (K,): how many entries of each list are; threshold: the
+    objective that ends the selection, where the reference round is behind."""
+
+    centroids: NDArray[np.intp]
+    used: NDArray[np.int64]
+    threshold: float | None
 
 
-def run_rounds(
-    candidates: Candidates,
-    *,
-    tau: float | None,
-    reference_round: int,
-    budget: int | None,
-) -> Selection | RanOut:
-    """Run rounds until f(S_t) < tau · f(S_reference), the budget, or the end of the open set.
+class Rounds:
+    """The rounds on lists that may turn out too short. Where they did, and are longer, the rounds
+    go on where they were."""
 
-    The round that falls under the threshold is not added. Of one that overshoots the budget the
-    most similar images are, ties by plan order.
+    def __init__(
+        self, lists: Lists, images: int, limits: Limits, *, threshold: float | None = None
+    ) -> None:
+        """images: of the whole open set; threshold: an objective that ends the selection, known
+        beforehand."""
+        self.lists = lists
+        self.limits = limits
+        self.threshold = -math.inf if threshold is None else threshold
+        self.rounds: list[Round] = []
+        self._picks = _Picks()
+        self._walks = _Walks(lists, images)
+
+    def run(self) -> Selection | RanOut:
+        """Run rounds until f(S_t) < tau · f(S_reference), the budget, or the end of the open set.
+
+        The round that falls under the threshold is not added. Of one that overshoots the budget the
+        most similar images are, ties by plan order.
+        """
+        walks, budget = self._walks, self.limits.budget
+        while budget is None or self._picks.count < budget:
+            dry = walks.to_next()
+            if len(dry):
+                if self.lists.whole[dry].any():
+                    # A list of the whole open set is used up only when the open set is
+                    return self._selection("open set used up")
+                known = None if math.isinf(self.threshold) else self.threshold
+                return RanOut(dry, self.used(), known)
+            # fsum: the exact sum, rounded once, in whatever order the centroids stand
+            objective = math.fsum(walks.similarity.tolist()) / self.lists.k
+            if self._is_below(objective):
+                return self._selection("threshold", objective)
+            room = None if budget is None else budget - self._picks.count
+            self._add(objective, room)
+        return self._selection("budget")
+
+    def used(self) -> NDArray[np.int64]:
+        """(K,) entries of each list that are behind."""
+        return self._walks.used()
+
+    def _is_below(self, objective: float) -> bool:
+        if self.limits.tau is not None and len(self.rounds) + 1 == self.limits.reference_round:
+            self.threshold = self.limits.tau * objective
+            # A negative objective is under its own share
+        return objective < self.threshold
+
+    def _add(self, objective: float, room: int | None) -> None:
+        walks = self._walks
+        owners = _owners(walks.position, walks.similarity)
+        added = _within(owners, walks, room)
+        number = len(self.rounds) + 1
+        self._picks.add(number, added, walks.position[added], walks.similarity[added])
+        walks.take(walks.position[owners])
+        self.rounds.append(Round(number, objective, len(added), self._picks.count))
+
+    def _selection(self, why: StoppedBecause, objective: float | None = None) -> Selection:
+        position, centroid, number, similarity = self._picks.columns()
+        return Selection(position, centroid, number, similarity, self.rounds, why, objective)
+
+
+def _owners(position: NDArray[np.int64], similarity: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Of the centroids' picks (K,), those that an image goes to: the most similar one that took it,
+    of equals the first. Ascending."""
+    order = np.argsort(position, kind="stable")
+    ordered = position[order]
+    if not (ordered[1:] == ordered[:-1]).any():
+        return np.arange(len(position))
+    order = np.lexsort((-similarity, position))  # stable: of equals the first
+    ordered = position[order]
+    first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+    return np.sort(order[first])
+
+
+def _within(owners: NDArray[np.intp], walks: _Walks, room: int | None) -> NDArray[np.intp]:
+    """The owners; where there is room for some, of the most similar images, ties by plan order."""
+    if room is None or len(owners) <= room:
+        return owners
+    order = np.lexsort((walks.position[owners], -walks.similarity[owners]))
+    return np.sort(owners[order[:room]])
+
+
+class _Walks:
+    """Where each centroid's walk stands: position and similarity (K,) of its head.
+
+    Of each list a few entries are held, (K, B) arrays, those not that were taken when they were
+    read. The position after a list's last is `images`, which no round takes.
     """
-    k = candidates.k
-    walks = [_walk(candidates, start, end) for start, end in pairwise(candidates.starts().tolist())]
-    endless = np.isneginf(candidates.floor.similarity)  # lists that hold the whole open set
-    heads = [next(walk) for walk in walks]
-    taken: set[int] = set()  # in an earlier round
-    picks: list[tuple[int, int, int, float]] = []  # position, centroid, round, similarity
-    rounds: list[Round] = []
-    threshold = -math.inf
 
-    def selection(why: StoppedBecause, objective: float | None = None) -> Selection:
-        position, centroid, number, value = zip(*picks, strict=True) if picks else ((),) * 4
-        return Selection(
-            np.array(position, np.int64),
-            np.array(centroid, np.int32),
-            np.array(number, np.int32),
-            np.array(value, np.float64),
-            rounds,
-            why,
-            objective,
-        )
+    def __init__(self, lists: Lists, images: int) -> None:
+        k = lists.k
+        self.lists, self.end = lists, images
+        self.position = np.full(k, images, np.int64)
+        self.similarity = np.full(k, -np.inf)
+        self._taken = np.zeros(images // 8 + 1, np.uint8)
+        self._block = int(np.clip(MOST_HELD // max(k, 1), 64, MOST_READ))
+        self._positions = np.empty((k, self._block), np.int64)
+        self._similarities = np.empty((k, self._block))
+        self._at = np.zeros(k, np.intp)  # of the head, in what is held
+        self._held = np.zeros(k, np.intp)
+        self._read = np.zeros(k, np.int64)  # entries of the list
 
-    while budget is None or len(picks) < budget:
-        for q, walk in enumerate(walks):
-            while heads[q].position in taken:
-                heads[q] = next(walk)
-        dry = np.array([q for q in range(k) if heads[q].position == END], np.intp)
-        if len(dry):
-            if endless[dry].any():
-                # A list of the whole open set is used up only when the open set is
-                return selection("open set used up")
-            lengths = np.maximum(np.diff(candidates.starts()), 1)
-            return RanOut(dry, np.array([head.rank for head in heads]) / lengths)
-        number = len(rounds) + 1
-        # fsum: the exact sum, rounded once, in whatever order the centroids stand
-        objective = math.fsum(head.similarity for head in heads) / k
-        if objective < threshold:
-            return selection("threshold", objective)
-        if tau is not None and number == reference_round:
-            threshold = tau * objective
-            if objective < threshold:  # a negative objective is under its own share
-                return selection("threshold", objective)
+    def to_next(self) -> NDArray[np.intp]:
+        """Move every head to the first entry that is not taken; which lists end before."""
+        at_end = self.position == self.end
+        moving = np.flatnonzero(at_end | self._is_taken(self.position))
+        while len(moving):
+            # One that stood at the end may have more to read by now, and nothing to step over
+            self._at[moving] += self.position[moving] != self.end
+            for q in moving[self._at[moving] >= self._held[moving]].tolist():
+                self._load(q)
+            there = self._held[moving] > 0
+            ended = moving[~there]
+            self.position[ended], self.similarity[ended] = self.end, -np.inf
+            moving = moving[there]
+            self.position[moving] = self._positions[moving, self._at[moving]]
+            self.similarity[moving] = self._similarities[moving, self._at[moving]]
+            moving = moving[self._is_taken(self.position[moving])]
+        return np.flatnonzero(self.position == self.end)
 
-        owners = _owners(heads)
-        added = _within(owners, None if budget is None else budget - len(picks))
-        picks += [(mine, owners[mine][1], number, owners[mine][0]) for mine in added]
-        taken.update(owners)
-        rounds.append(Round(number, objective, len(added), len(picks)))
-    return selection("budget")
+    def used(self) -> NDArray[np.int64]:
+        """Entries of each list that are behind, about: those that were taken when read count."""
+        return self._read - np.maximum(self._held - self._at, 0)
 
+    def take(self, position: NDArray[np.int64]) -> None:
+        """Distinct images."""
+        np.bitwise_or.at(self._taken, position >> 3, _bit(position))
 
-Owners = dict[int, tuple[float, int]]  # image → (similarity, centroid)
+    def _is_taken(self, position: NDArray[np.int64]) -> NDArray[np.bool_]:
+        return (self._taken[position >> 3] & _bit(position)) != 0
 
-
-def _owners(heads: list[_Head]) -> Owners:
-    """The images of a round, each with the most similar centroid that took it, of equals the
-    first."""
-    owners: Owners = {}
-    for q, (_, mine, value) in enumerate(heads):
-        if mine not in owners or value > owners[mine][0]:
-            owners[mine] = (value, q)
-    return owners
+    def _load(self, q: int) -> None:
+        """The list's next entries that are not taken; none where it ends."""
+        self._at[q] = self._held[q] = 0
+        while not self._held[q]:
+            entries = self.lists.read(q, int(self._read[q]), self._block)
+            if not len(entries):
+                return
+            self._read[q] += len(entries)
+            left = entries[~self._is_taken(entries["position"])]
+            self._positions[q, : len(left)] = left["position"]
+            self._similarities[q, : len(left)] = left["similarity"]
+            self._held[q] = len(left)
 
 
-def _within(owners: Owners, room: int | None) -> list[int]:
-    """The images in the order of their centroids; where there is room for some, the most similar,
-    ties by plan order."""
-    images = list(owners)
-    if room is not None and len(images) > room:
-        images = sorted(images, key=lambda mine: (-owners[mine][0], mine))[:room]
-    return sorted(images, key=lambda mine: owners[mine][1])
+def _bit(position: NDArray[np.int64]) -> NDArray[np.uint8]:
+    return np.left_shift(1, position & 7).astype(np.uint8)
 
 
-class _Head(NamedTuple):
-    """Where a centroid's walk stands."""
+class _Picks:
+    """What the rounds added, column by column: position, centroid, round, similarity."""
 
-    rank: int  # in its list, from 0
-    position: int
-    similarity: float
+    KINDS = (np.int64, np.int32, np.int32, np.float64)
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._joined: list[list[NDArray]] = []
+        self._loose: list[list[NDArray]] = []
+        self._in_loose = 0
+
+    def add(
+        self,
+        number: int,
+        centroid: NDArray[np.intp],
+        position: NDArray[np.int64],
+        similarity: NDArray[np.float64],
+    ) -> None:
+        rounds = np.full(len(centroid), number)
+        self._loose.append(_as_kinds(position, centroid, rounds, similarity))
+        self.count += len(centroid)
+        self._in_loose += len(centroid)
+        if self._in_loose > JOINED or len(self._loose) > JOINED // 64:
+            self._join()
+
+    def _join(self) -> None:
+        """An array a round takes more memory than the numbers in it."""
+        if self._loose:
+            self._joined.append(
+                [np.concatenate(column) for column in zip(*self._loose, strict=True)]
+            )
+        self._loose, self._in_loose = [], 0
+
+    def columns(self) -> list[NDArray]:
+        self._join()
+        if not self._joined:
+            return _as_kinds(*(np.empty(0) for _ in _Picks.KINDS))
+        return [np.concatenate(column) for column in zip(*self._joined, strict=True)]
 
 
-def _walk(candidates: Candidates, start: int, end: int) -> Iterator[_Head]:
-    """Entries start … end - 1 from the best on, then END for ever.
-
-    In blocks: most of a list is never walked, and Python's numbers take ten times NumPy's memory.
-    """
-    for low in range(start, end, BLOCK):
-        block = slice(low, min(low + BLOCK, end))
-        positions = candidates.position[block].tolist()
-        yield from map(
-            _Head, range(low - start, end), positions, candidates.similarity[block].tolist()
-        )
-    while True:
-        yield _Head(end - start, END, -math.inf)
+def _as_kinds(*columns: NDArray) -> list[NDArray]:
+    return [one.astype(kind) for one, kind in zip(columns, _Picks.KINDS, strict=True)]

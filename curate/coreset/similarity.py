@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from curate.int8 import NORM_TOLERANCE, are_unit
+
 GRID = 2.0**-24
-NORM_TOLERANCE = 0.01
 
 
 class NotUnit(ValueError):
@@ -88,9 +89,14 @@ def widen(block: NDArray[np.floating]) -> NDArray[np.float32]:
     return values
 
 
+def float32(values: NDArray[np.float64], towards: float) -> NDArray[np.float32]:
+    """The float32 beyond each value, on the side of `towards`."""
+    return np.nextafter(values.astype(np.float32), np.float32(towards))
+
+
 def check_unit(norms: NDArray[np.floating], first: int = 0) -> None:
     """norms (n,) of rows first … first + n - 1. Raises NotUnit for one that is not 1, or is NaN."""
-    bad = ~(np.abs(norms - 1) <= NORM_TOLERANCE)
+    bad = ~are_unit(norms)
     if bad.any():
         row = int(np.argmax(bad))
         raise NotUnit(first + row, float(norms[row]))

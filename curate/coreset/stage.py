@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from curate import __version__, storage
 from curate.coreset import baselines, centroids, manifest, whitened_shards
-from curate.coreset.on_ray import Limits, Wanted, select_all
-from curate.coreset.rounds import Selection
+from curate.coreset.kept import Kept
+from curate.coreset.on_ray import Wanted, select_all
+from curate.coreset.rounds import Limits, Selection
 from curate.errors import CurateError
-from curate.runfiles import shards
+from curate.runfiles import embeddings, shards, store
 from curate.runfiles.run import Embedded, Run
 from curate.runfiles.summary import Outcome
 from curate.settings import CoresetSettings
@@ -34,7 +35,7 @@ def centroids_of(found: Embedded, coreset: CoresetSettings) -> NDArray[np.float3
     """(K, D) unit rows from the target set's embeddings; None for methods that need none."""
     if coreset.method != "simcore":
         return None
-    blocks = [block for shard in found.target for block in shards.read_embeddings(shard)]
+    blocks = [block for shard in found.target for block in embeddings.read_embeddings(shard)]
     try:
         return centroids.centroids(np.concatenate(blocks), coreset.clusters, coreset.seed)
     except ValueError as error:
@@ -65,17 +66,32 @@ def budget_of(coreset: CoresetSettings, found: Embedded) -> int | None:
     return min(budgets, default=None)
 
 
+def kept_of(run: Run, found: Embedded, centres: NDArray[np.float32] | None) -> Kept | None:
+    """Where the run keeps its candidates; None for a selection that has none."""
+    if centres is None:
+        return None
+    dims = run.settings.coreset.whiten
+    # Whitened ones are others with every image that is added
+    whitened = f"{found.fingerprint} whitened to {dims}"
+    embeddings = store.key(run.fingerprint) if dims is None else whitened
+    return Kept(run.files.candidates, embeddings, centres)
+
+
 def choose(
-    coreset: CoresetSettings, found: Embedded, centres: NDArray[np.float32] | None
+    coreset: CoresetSettings,
+    found: Embedded,
+    centres: NDArray[np.float32] | None,
+    kept: Kept | None = None,
 ) -> Selection:
     """Raises CurateError for an oracle whose labels no image has."""
-    return choose_all([coreset], [found], [centres])[0]
+    return choose_all([coreset], [found], [centres], [kept])[0]
 
 
 def choose_all(
     coresets: list[CoresetSettings],
     found: list[Embedded],
     centres: list[NDArray[np.float32] | None],
+    kept: list[Kept | None] | None = None,
 ) -> list[Selection]:
     """A selection for each target, `choose`'s. The targets share one open set, of which the
     embeddings are scanned once for all of them.
@@ -83,9 +99,10 @@ def choose_all(
     Raises CurateError as `choose` does.
     """
     assert all(one.open == found[0].open for one in found)
+    places = [None] * len(found) if kept is None else kept
     wanted = [
-        Wanted(mine, Limits(coreset.tau, coreset.reference_round, budget_of(coreset, one)))
-        for coreset, one, mine in zip(coresets, found, centres, strict=True)
+        Wanted(mine, _limits(coreset, one), kept=place)
+        for coreset, one, mine, place in zip(coresets, found, centres, places, strict=True)
         if mine is not None
     ]
     by_rounds = iter(
@@ -93,7 +110,7 @@ def choose_all(
             found[0].open,
             wanted,
             on_refill=lambda lists, length: log.info(
-                "select: %d lists ran out and go on to %d images", lists, length
+                "select: %d lists ran out and go on, by up to %d images", lists, length
             ),
         )
         if wanted
@@ -103,6 +120,10 @@ def choose_all(
         _baseline(coreset, one) if mine is None else next(by_rounds)
         for coreset, one, mine in zip(coresets, found, centres, strict=True)
     ]
+
+
+def _limits(coreset: CoresetSettings, found: Embedded) -> Limits:
+    return Limits(coreset.tau, coreset.reference_round, budget_of(coreset, found))
 
 
 def _baseline(coreset: CoresetSettings, found: Embedded) -> Selection:

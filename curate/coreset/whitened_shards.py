@@ -18,7 +18,7 @@ from curate import storage
 from curate.cluster import over_tasks
 from curate.coreset.whitening import Moments, Whitening
 from curate.errors import CurateError
-from curate.runfiles import columns, shards
+from curate.runfiles import columns, embeddings, shards
 from curate.runfiles.files import RunFiles
 from curate.runfiles.memo import Memo
 from curate.runfiles.run import Embedded
@@ -54,7 +54,7 @@ def whitened(embedded: Embedded, dims: int, files: RunFiles) -> Embedded:
 @ray.remote
 def _moments(group: list[Shard]) -> Moments:
     return reduce(
-        add, (Moments.of(block) for shard in group for block in shards.read_embeddings(shard))
+        add, (Moments.of(block) for shard in group for block in embeddings.read_embeddings(shard))
     )
 
 
@@ -62,7 +62,7 @@ def _moments(group: list[Shard]) -> Moments:
 def _write(group: list[Shard], whitening: Whitening, files: RunFiles) -> None:
     for shard in group:
         blocks: list[NDArray[np.float16]] = [
-            whitening(block) for block in shards.read_embeddings(shard)
+            whitening(block) for block in embeddings.read_embeddings(shard)
         ]
         images: pa.Table = columns.read(shard.uri)
         table = shards.table_of(images, np.concatenate(blocks))

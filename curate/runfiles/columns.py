@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from curate import storage
 from curate.errors import CurateError, one_line
 from curate.runfiles import arrow_rows
-from curate.runfiles.shards import EMBEDDINGS, read_arrow, read_npy
+from curate.runfiles.shards import EMBEDDINGS, INT8, read_arrow, read_npy
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ def read(uri: str, only: Collection[str] | None = None) -> pa.Table:
     else is read. Names that it has none of are left out."""
 
     def wanted(names: list[str]) -> list[str]:
-        return [n for n in names if (n != "embedding" if only is None else n in only)]
+        return [n for n in names if (n not in ("embedding", INT8) if only is None else n in only)]
 
     def of_parquet(file: BinaryIO) -> pa.Table:
         table = pq.ParquetFile(file)
@@ -90,8 +91,26 @@ def _from(uri: str, act: Callable[[BinaryIO], T]) -> T:
         raise CurateError(f"{uri}: no such file") from None
 
 
+def npy_rows(uri: str, rows: slice) -> NDArray[np.floating]:
+    """Some rows of a remote matrix, and no others. Raises CurateError as `shards.read_npy`."""
+
+    def act(file: BinaryIO) -> NDArray[np.floating]:
+        shape, by_column, kind = _npy_header(file)
+        if len(shape) != 2 or kind.kind != "f" or by_column:
+            raise CurateError(f"{uri}: {EMBEDDINGS} by rows, not {kind} {shape}")
+        file.seek(file.tell() + rows.start * shape[1] * kind.itemsize)
+        data = file.read((rows.stop - rows.start) * shape[1] * kind.itemsize)
+        return np.frombuffer(data, kind).reshape(-1, shape[1])
+
+    return _from(uri, act)
+
+
 def _npy_rows(file: BinaryIO) -> int:
+    shape, _, _ = _npy_header(file)
+    return int(shape[0]) if len(shape) == 2 else 1  # reading it says what is wrong
+
+
+def _npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     major, _ = np.lib.format.read_magic(file)
     headers = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-    shape, _, _ = headers[min(major, 2)](file)
-    return int(shape[0]) if len(shape) == 2 else 1  # reading it says what is wrong
+    return headers[min(major, 2)](file)

@@ -125,6 +125,16 @@ class StoreFiles(Folder):
         return EmbeddingFiles(join(self.folder, encoder))
 
 
+class CandidateFiles(Folder):
+    """Lists of candidates that a selection has found, for another that needs the same."""
+
+    shards = Name("shards.arrow")
+    lists = Name("lists.arrow")  # written last
+
+    def piece(self, name: str) -> str:
+        return join(self.folder, name)
+
+
 class RunFiles(Folder):
     """One run, with all that may be made from it later; its folder is the config's `output`."""
 
@@ -156,8 +166,13 @@ class RunFiles(Folder):
         """The copy of a shard."""
         return join(self.whitened, shard.rpartition("/")[2])
 
-    def recut(self, tau: float) -> str:
-        return join(self.recuts, f"tau-{tau:g}.parquet")
+    def recut(self, name: str) -> str:
+        """name: of what differs from the run."""
+        return join(self.recuts, f"{name}.parquet")
+
+    @property
+    def candidates(self) -> CandidateFiles:
+        return CandidateFiles(join(self.folder, "candidates"))
 
     @property
     def target_encoder(self) -> TrainingFiles:
@@ -191,7 +206,8 @@ class RunFiles(Folder):
         removal that is cut short leaves a run that still says what it was."""
         return [
             *(self.status, self.rejected, self.whitened, self.own_store, self.summary, self.rounds),
-            *(self.report, self.recuts, self.evaluation.folder, self.pretrain.folder),
+            *(self.report, self.recuts, self.candidates.folder),
+            *(self.evaluation.folder, self.pretrain.folder),
             *(self.target_encoder.folder, self.manifest, self.centroids, self.weights),
             *(self.plans, self.memo),
         ]

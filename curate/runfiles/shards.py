@@ -1,22 +1,18 @@
-"""Embedding shards: one Arrow row an image, with where it lies, what it is, and its embedding.
-
-Also reads the embeddings of others: `.npy`, Arrow IPC or Parquet with an `embedding` column.
-"""
+"""Embedding shards: one Arrow row an image, with where it lies, what it is, and its embedding."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from curate import storage
+from curate import int8, storage
 from curate.errors import CurateError, one_line
 from curate.privacy import public
 from curate.storage import Document
@@ -44,7 +40,8 @@ REJECT_SCHEMA = pa.schema(
 )
 
 EMBEDDINGS = "embeddings are a float matrix (N, D)"
-ROWS_AT_ONCE = 65_536  # of a Parquet file; Arrow and .npy are mapped, or read whole
+INT8 = "embedding_int8"  # curate/int8.py
+INT8_FIELDS = ("values", "scale", "error")
 
 
 @dataclass(frozen=True)
@@ -58,10 +55,17 @@ class Shard:
 
 
 def table_of(images: pa.Table, embeddings: NDArray[np.float16]) -> pa.Table:
-    """images (N rows), embeddings (N, D) → the table that a shard holds."""
+    """images (N rows), embeddings (N, D) → the table that a shard holds: of unit rows, int8 copies
+    as well."""
+    width = embeddings.shape[1]
     flat = pa.array(embeddings.reshape(-1), pa.float16())
-    column = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
-    return images.append_column("embedding", column)
+    table = images.append_column("embedding", pa.FixedSizeListArray.from_arrays(flat, width))
+    if not int8.are_unit(np.linalg.norm(embeddings.astype(np.float32), axis=1)).all():
+        return table
+    made = int8.quantise(embeddings)
+    values = pa.FixedSizeListArray.from_arrays(pa.array(made.values.reshape(-1)), width)
+    copies = [values, pa.array(made.scale), pa.array(made.error)]
+    return table.append_column(INT8, pa.StructArray.from_arrays(copies, INT8_FIELDS))
 
 
 Stage = Literal["read", "decode", "embed"]
@@ -125,6 +129,13 @@ def _said(uri: str, key: bytes) -> Any:
         raise not_of_this_run(uri, error) from error
 
 
+def other_rows(uri: str, rows: int, counted: int) -> CurateError:
+    return CurateError(
+        f"{uri}: {rows} rows where {counted} were counted; it was changed or damaged: embed it "
+        "again"
+    )
+
+
 def not_of_this_run(uri: str, error: Exception) -> CurateError:
     return CurateError(
         f"{uri}: not a shard of this run ({one_line(error, 100)}); remove it and run again"
@@ -155,22 +166,6 @@ def read_arrow(uri: str) -> pa.Table:
         raise CurateError(f"{uri}: not an Arrow IPC file: {one_line(error, 160)}") from error
 
 
-def read_embeddings(shard: Shard) -> Iterator[NDArray[np.floating]]:
-    """The shard's embeddings as blocks (n, D), in order, in the type in which they are stored."""
-    if shard.uri.endswith(".npy"):
-        yield _npy(shard.uri)[shard.start : shard.start + shard.rows]
-    elif shard.uri.endswith(".parquet"):
-        yield from _parquet_embeddings(shard)
-    else:
-        table = _with_embedding(shard.uri, read_arrow(shard.uri))
-        for batch in table.slice(shard.start, shard.rows).to_batches():
-            yield _matrix(shard.uri, batch.column(0))
-
-
-def _npy(uri: str) -> NDArray[np.floating]:
-    return read_npy(uri, EMBEDDINGS)
-
-
 def read_npy(uri: str, expected: str) -> NDArray[np.floating]:
     """A float matrix from a .npy file, mapped where it is local. Raises CurateError, which says
     what was `expected` of another."""
@@ -186,58 +181,3 @@ def read_npy(uri: str, expected: str) -> NDArray[np.floating]:
     if matrix.ndim != 2 or matrix.dtype.kind != "f":
         raise CurateError(f"{uri}: {expected}, not {matrix.dtype} {matrix.shape}")
     return matrix
-
-
-def _with_embedding(uri: str, table: pa.Table) -> pa.Table:
-    if "embedding" not in table.column_names:
-        raise CurateError(
-            f"{uri}: no column 'embedding'; it has {', '.join(table.column_names) or 'none'}"
-        )
-    return table.select(["embedding"])
-
-
-def _parquet_embeddings(shard: Shard) -> Iterator[NDArray[np.floating]]:
-    with storage.open_seekable(shard.uri) as file:
-        table = pq.ParquetFile(file)
-        _with_embedding(shard.uri, table.schema_arrow.empty_table())
-        # Only the row groups that the range touches: a large file is shared out among tasks
-        ends = np.cumsum(
-            [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
-        )
-        stop = shard.start + shard.rows
-        groups = range(
-            int(np.searchsorted(ends, shard.start, side="right")),
-            min(int(np.searchsorted(ends, stop)) + 1, len(ends)),
-        )
-        if not groups:
-            return
-        row = int(ends[groups[0] - 1]) if groups[0] else 0
-        for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=["embedding"]):
-            low, high = max(shard.start - row, 0), min(stop - row, batch.num_rows)
-            if low < high:
-                yield _matrix(shard.uri, batch.column(0).slice(low, high - low))
-            row += batch.num_rows
-
-
-def _matrix(uri: str, column: pa.Array) -> NDArray[np.floating]:
-    """A list column → (n, D), without a copy where the lists are of fixed size."""
-    kind = column.type
-    if not (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    ):
-        raise CurateError(f"{uri}: embedding is {kind}, not lists of floats")
-    if not pa.types.is_floating(kind.value_type):
-        raise CurateError(f"{uri}: embedding holds {kind.value_type}, not floats")
-    flat = column.flatten()
-    if column.null_count or flat.null_count:
-        raise CurateError(f"{uri}: embedding has nulls; leave those rows out")
-    if len(column) == 0:
-        return np.empty((0, 0), np.float16)
-    if len(flat) % len(column):
-        raise CurateError(f"{uri}: embeddings of differing widths")
-    if not pa.types.is_fixed_size_list(kind):
-        widths = np.unique(column.value_lengths().to_numpy(zero_copy_only=False))
-        if len(widths) > 1:
-            raise CurateError(f"{uri}: embeddings of differing widths")
-    values = np.from_dlpack(flat)  # to_numpy() would import pandas
-    return cast("NDArray[np.floating]", values).reshape(len(column), -1)

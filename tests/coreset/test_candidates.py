@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from curate.coreset import candidates as module
 from curate.coreset.candidates import Candidates, Floor, best, is_below, scan
 from curate.coreset.similarity import NotUnit, prepare
+from curate.int8 import Block
 from tests.oracles import sorted_keys, unit_rows
 
 seeds = st.integers(0, 2**32)
@@ -55,7 +56,7 @@ def test_scan_is_the_top_of_all_keys(
     floor = Floor.at(rng.uniform(-1, 1, k)) if with_floor else Floor.bottom(k)
     if with_floor and n:  # one floor on an image's own key: it is in
         floor.similarity[0], floor.position[0] = keys[0][rng.integers(0, n)]
-    found = scan(block, first, ready, length=length, floor=floor)
+    found = scan(Block(block), first, ready, lengths=np.full(k, length), floor=floor)
     for q, mine in enumerate(entries(found)):
         allowed = within(keys[q], floor, q)
         assert mine == allowed[:length]
@@ -71,7 +72,8 @@ def test_scan_continues_after_a_key(seed: int, n: int, k: int, done: int) -> Non
     done = min(done, n)
     last = [keys[q][done - 1] for q in range(k)]
     after = Floor(np.array([s for s, _ in last]), np.array([p for _, p in last]))
-    found = scan(block, 0, ready, length=n, floor=Floor.bottom(k), after=after)
+    lengths = np.full(k, n)
+    found = scan(Block(block), 0, ready, lengths=lengths, floor=Floor.bottom(k), after=after)
     assert entries(found) == [keys[q][done:] for q in range(k)]
 
 
@@ -79,7 +81,7 @@ def test_scan_continues_after_a_key(seed: int, n: int, k: int, done: int) -> Non
 def test_lists_that_fill_up_on_the_way_raise_the_floor_and_lose_nothing(n: int) -> None:
     rng = np.random.default_rng(0)
     block, ready = unit_rows(rng, n, 3, duplicates=0.3), prepare(unit_rows(rng, 3, 3))
-    found = scan(block, 0, ready, length=40, floor=Floor.bottom(3))
+    found = scan(Block(block), 0, ready, lengths=np.full(3, 40), floor=Floor.bottom(3))
     assert entries(found) == [keys[:40] for keys in sorted_keys(block, ready.f64, 0)]
 
 
@@ -92,7 +94,7 @@ def test_best_sorts_cuts_and_says_so(seed: int, n: int, k: int, length: int) -> 
         rng.permutation(n),
         Floor(rng.integers(-2, 3, k) / 2.0, rng.integers(0, max(n, 1), k)),
     )
-    cut = best(loose, length)
+    cut = best(loose, np.full(k, length))
     for q, mine in enumerate(entries(cut)):
         own = loose.centroid == q
         keys = list(zip(loose.similarity[own].tolist(), loose.position[own].tolist(), strict=True))
@@ -115,5 +117,5 @@ def test_a_bad_row_is_named_by_its_place_in_the_block() -> None:
     block = unit_rows(np.random.default_rng(0), 40, 4)
     block[33] *= 2  # in the fifth chunk
     with pytest.raises(NotUnit) as caught:
-        scan(block, 1000, prepare(block[:2]), length=5, floor=Floor.bottom(2))
+        scan(Block(block), 1000, prepare(block[:2]), lengths=np.full(2, 5), floor=Floor.bottom(2))
     assert caught.value.row == 33

@@ -9,11 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curate.coreset.candidates import Candidates, Floor, scan
-from curate.coreset.merge import extend, merge
-from curate.coreset.similarity import prepare
+from curate.coreset.lists import Lists, piece_of
+from curate.coreset.merge import merge
+from curate.coreset.similarity import Centroids, prepare
+from curate.int8 import Block
 from tests.oracles import sorted_keys, unit_rows
 
 seeds = st.integers(0, 2**32)
+
+
+def candidates(
+    block: np.ndarray,
+    first: int,
+    centroids: Centroids,
+    length: int,
+    floor: Floor,
+    after: Floor | None = None,
+) -> Candidates:
+    lengths = np.full(centroids.k, length)
+    return scan(Block(block), first, centroids, lengths=lengths, floor=floor, after=after)
 
 
 def same(one: Candidates, other: Candidates) -> None:
@@ -29,17 +43,18 @@ def test_any_partition_and_any_tree(seed: int, n: int, k: int, length: int, floo
     rng = np.random.default_rng(seed)
     block, ready = unit_rows(rng, n, 4, duplicates=0.5), prepare(unit_rows(rng, k, 4))
     floor = Floor.at(rng.uniform(-1, 1, k)) if floored else Floor.bottom(k)
-    whole = scan(block, 0, ready, length=length, floor=floor)
+    lengths = np.full(k, length)
+    whole = candidates(block, 0, ready, length, floor)
     cuts = [0, *sorted(rng.integers(0, n + 1, 5).tolist()), n]
     parts = [
-        scan(block[low:high], low, ready, length=length, floor=floor)
+        candidates(block[low:high], low, ready, length, floor)
         for low, high in itertools.pairwise(cuts)
     ]
     rng.shuffle(parts)  # type: ignore[arg-type]
     while len(parts) > 1:  # merge some, at random, until one is left
         some = int(rng.integers(2, len(parts) + 1))
-        parts = [*parts[some:], merge(parts[:some], length)]
-    same(merge(parts, length), whole)
+        parts = [*parts[some:], merge(parts[:some], lengths)]
+    same(merge(parts, lengths), whole)
 
 
 @given(seeds, st.integers(2, 60), st.integers(1, 20))
@@ -52,10 +67,10 @@ def test_merging_parts_of_differing_floors_promises_only_the_highest(
     floors = [Floor.at(rng.uniform(-1, 1, 2)) for _ in range(2)]
     merged = merge(
         [
-            scan(block[:half], 0, ready, length=length, floor=floors[0]),
-            scan(block[half:], half, ready, length=length, floor=floors[1]),
+            candidates(block[:half], 0, ready, length, floors[0]),
+            candidates(block[half:], half, ready, length, floors[1]),
         ],
-        length,
+        np.full(2, length),
     )
     highest = np.maximum(floors[0].similarity, floors[1].similarity)
     assert (merged.floor.similarity >= highest).all()
@@ -71,19 +86,29 @@ def test_merging_parts_of_differing_floors_promises_only_the_highest(
 def test_a_list_cut_and_continued_is_the_list(seed: int, n: int, length: int) -> None:
     rng = np.random.default_rng(seed)
     block, ready = unit_rows(rng, n, 3, duplicates=0.5), prepare(unit_rows(rng, 3, 3))
-    short = scan(block, 0, ready, length=length, floor=Floor.bottom(3))
+    short = candidates(block, 0, ready, length, Floor.bottom(3))
     which = np.flatnonzero(~np.isneginf(short.floor.similarity) & (rng.random(3) < 0.7))
-    more = scan(
+    more = candidates(
         block,
         0,
         ready.only(which),
-        length=n,
-        floor=Floor.bottom(len(which)),
+        n,
+        Floor.bottom(len(which)),
         after=short.floor.only(which),
     )
-    extended = extend(short, more, which)
+    lists = Lists(3)
+    lists.add(piece_of(short, np.arange(3)))
+    lists.add(piece_of(more, which))
     for q, keys in enumerate(sorted_keys(block, ready.f64, 0)):
-        own = extended.centroid == q
-        expected = keys if q in which else keys[:length]
-        assert list(zip(extended.similarity[own], extended.position[own], strict=True)) == expected
-    np.testing.assert_array_equal(np.isneginf(extended.floor.similarity[which]), True)
+        own = [e for start in range(0, n, 7) for e in read_all(lists, q, start, 7)]
+        assert own == (keys if q in which else keys[:length])
+    np.testing.assert_array_equal(lists.whole[which], True)
+
+
+def read_all(lists: Lists, q: int, start: int, count: int) -> list[tuple[float, int]]:
+    """A read ends where a piece does."""
+    read: list[tuple[float, int]] = []
+    while count and len(entries := lists.read(q, start, count)):
+        read += entries.tolist()
+        start, count = start + len(entries), count - len(entries)
+    return read

@@ -12,9 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate.coreset import on_ray, passes
-from curate.coreset.candidates import Candidates, Floor
-from curate.coreset.on_ray import Limits, Wanted, select, select_all
+from curate.coreset import on_ray, passes, sample
+from curate.coreset.candidates import Floor
+from curate.coreset.lists import Lists, Piece
+from curate.coreset.on_ray import Wanted, select, select_all
+from curate.coreset.rounds import Limits
+from curate.coreset.sample import Sample
 from curate.errors import CurateError
 from curate.runfiles.columns import count_rows
 from curate.runfiles.shards import Shard
@@ -117,18 +120,22 @@ def test_a_refill_brings_only_what_the_lists_lack(
     problem: tuple[np.ndarray, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_set, centroids = problem
-    run_rounds, seen = on_ray.run_rounds, []
+    add, known = Lists.add, []
 
-    def checked(lists: Candidates, **limits: Any) -> Any:
-        pairs = set(zip(lists.centroid.tolist(), lists.position.tolist(), strict=True))
-        assert len(pairs) == len(lists.centroid)
-        seen.append(len(pairs))
-        return run_rounds(lists, **limits)
+    def noted(lists: Lists, piece: Piece) -> None:
+        add(lists, piece)
+        known.append((lists, lists.lengths.sum()))
 
-    monkeypatch.setattr(on_ray, "run_rounds", checked)
+    monkeypatch.setattr(Lists, "add", noted)
     shards = shards_of(tmp_path, open_set, [200], ".npy")
     select(shards, centroids, Limits(None, 1, 200), length=2)
-    assert len(seen) > 2 and seen == sorted(seen)
+    assert len(known) > 2 and [count for _, count in known] == sorted(count for _, count in known)
+    lists = known[-1][0]
+    for q in range(K):
+        entries = lists.all_of(q)
+        keys = list(zip(-entries["similarity"], entries["position"], strict=True))
+        assert len(keys) > 2 and keys == sorted(keys)
+        assert len(set(entries["position"].tolist())) == len(entries)
 
 
 @pytest.mark.parametrize("files", [1, 3, 40])
@@ -163,11 +170,11 @@ class TestSample:
 
     @pytest.fixture(autouse=True)
     def small(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.setattr(passes, "SAMPLE_ROWS", 100)
+        monkeypatch.setattr(sample, "LEAST_ROWS", 100)
         yield
 
     def run(
-        self, problem: tuple[np.ndarray, np.ndarray], folder: Path, length: int
+        self, problem: tuple[np.ndarray, np.ndarray], folder: Path, length: int, tau: float = 0.9
     ) -> list[tuple[int, int]]:
         """Select and compare; the refills."""
         open_set, centroids = problem
@@ -175,11 +182,11 @@ class TestSample:
         found = select(
             shards_of(folder, open_set, [250], ".arrow"),
             centroids,
-            Limits(0.9, 1, None),
+            Limits(tau, 1, None),
             length=length,
             on_refill=lambda lists, longest: refills.append((lists, longest)),
         )
-        same_selection(found, brute_force_rounds(open_set, centroids, tau=0.9))
+        same_selection(found, brute_force_rounds(open_set, centroids, tau=tau))
         return refills
 
     def test_it_is_taken_and_used(
@@ -189,13 +196,13 @@ class TestSample:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         floors = []
-        floor = passes._Sample.floor
+        floor = Sample.floor
 
-        def noted(sample: passes._Sample, length: int) -> Floor:
-            floors.append(floor(sample, length))
+        def noted(taken: Sample, ranks: np.ndarray) -> Floor:
+            floors.append(floor(taken, ranks))
             return floors[-1]
 
-        monkeypatch.setattr(passes._Sample, "floor", noted)
+        monkeypatch.setattr(Sample, "floor", noted)
         self.run(problem, tmp_path, length=30)
         open_set, centroids = problem
         above = centroids.astype(float) @ open_set.T.astype(float) >= floors[0].similarity[:, None]
@@ -207,14 +214,14 @@ class TestSample:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        floor = passes._Sample.floor
+        floor = Sample.floor
 
-        def too_high(sample: passes._Sample, length: int) -> Floor:
-            found = floor(sample, length)
+        def too_high(taken: Sample, ranks: np.ndarray) -> Floor:
+            found = floor(taken, ranks)
             raised = np.where(np.isneginf(found.similarity), -np.inf, found.similarity + 0.3)
             return Floor.at(raised)
 
-        monkeypatch.setattr(passes._Sample, "floor", too_high)
+        monkeypatch.setattr(Sample, "floor", too_high)
         assert self.run(problem, tmp_path, length=30)
 
     def test_floors_too_low_are_made_good_by_cuts(
@@ -224,11 +231,9 @@ class TestSample:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(
-            passes._Sample,
-            "floor",
-            lambda sample, _: Floor.at(np.full(len(sample.similarity), -0.9)),
+            Sample, "floor", lambda taken, _: Floor.at(np.full(len(taken.similarity), -0.9))
         )
-        assert self.run(problem, tmp_path, length=3)
+        assert self.run(problem, tmp_path, length=1, tau=0.6)
 
 
 @pytest.mark.parametrize(
@@ -302,7 +307,7 @@ def test_first_length_is_bounded_by_memory() -> None:
     assert on_ray.first_length(100, 10**6, 333_350) > 333_350 // 100
     for k in (1, 100, 6_667, 100_000):
         entries = k * on_ray.first_length(k, 10**9, 10**9)
-        assert entries <= max(passes.MAX_ENTRIES, 64 * k)
+        assert entries <= max(on_ray.MAX_ENTRIES, 64 * k)
 
 
 LIMITS = [Limits(None, 1, 300), Limits(0.9, 1, None), Limits(0.97, 5, 40)]
@@ -316,7 +321,7 @@ def test_many_targets_at_once_are_each_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Far and near ends, targets of one centroid and of many, and refills of some of them."""
-    monkeypatch.setattr(passes, "SAMPLE_ROWS", 100)
+    monkeypatch.setattr(sample, "LEAST_ROWS", 100)
     rng = np.random.default_rng(11)
     centroids = [problem[1], unit_rows(rng, 1, D), unit_rows(rng, 12, D, lean=0.5)]
     shards = shards_of(tmp_path, problem[0], [100, 333], ".arrow")
@@ -333,13 +338,13 @@ def test_many_targets_at_once_are_each_alone(
                 budget=limits.budget,
             ),
         )
-    scan_all = passes._scan_all
+    one_pass = on_ray.one_pass
 
-    def counted(*arguments: Any, **more: Any) -> Candidates:
+    def counted(*arguments: Any) -> Any:
         scans.append(arguments)
-        return scan_all(*arguments, **more)
+        return one_pass(*arguments)
 
-    monkeypatch.setattr(passes, "_scan_all", counted)
+    monkeypatch.setattr(on_ray, "one_pass", counted)
     refills: list[tuple[int, int]] = []
     wanted = [Wanted(mine, limits, length) for mine, limits in zip(centroids, LIMITS, strict=True)]
     together = select_all(shards, wanted, on_refill=lambda *told: refills.append(told))

@@ -6,16 +6,18 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from curate.cli import main
-from curate.coreset.recut import cut, recut, sweep, thresholds
+from curate.coreset.recut import Limits, cut, recut, sweep, thresholds
 from curate.coreset.rounds import Round, Selection
 from curate.errors import CurateError
 from curate.pipeline import run
+from curate.runfiles import shards
 from curate.runfiles.run import Run
 from curate.settings import load as config
 from tests import datasets
@@ -40,7 +42,7 @@ def rows(path: str | Path) -> list[dict]:
 @pytest.mark.parametrize("tau", [0.999, 0.99, 0.97])
 def test_a_recut_is_the_run_with_that_threshold(document, tmp_path: Path, tau: float) -> None:
     before = rows(f"{document['output']}/coreset.parquet")
-    line = recut(document["output"], tau)
+    line = recut(document["output"], Limits(tau))
     uri = line.rpartition(" ")[2]
     own, summary = selecting(document, tmp_path, clusters=5, tau=tau)
     expected = rows(f"{own['output']}/coreset.parquet")
@@ -51,12 +53,38 @@ def test_a_recut_is_the_run_with_that_threshold(document, tmp_path: Path, tau: f
     assert rows(f"{document['output']}/coreset.parquet") == before  # the run's own stays
 
 
+@pytest.mark.parametrize(
+    ("limits", "name", "changes"),
+    [
+        (Limits("none", 31), "tau-none_budget-31", {"tau": None, "budget": 31}),
+        (Limits(budget=0.1), "budget-0.1", {"tau": 0.999, "budget": 0.1}),
+        (Limits(0.98, None, 3), "tau-0.98_reference-3", {"tau": 0.98, "reference_round": 3}),
+    ],
+)
+def test_any_limit_by_the_candidates_alone(
+    document, tmp_path: Path, limits: Limits, name: str, changes: dict
+) -> None:
+    """Of the shards only the other columns are there."""
+    moved = datasets.copy_run(document, tmp_path / "bare")
+    files = [*datasets.shards_of(Path(moved["output"]), "open")]
+    assert files
+    for shard in files:
+        table = pa.ipc.open_file(str(shard)).read_all()
+        shards.write_arrow(str(shard), table.drop_columns(["embedding", shards.INT8]))
+    uri = recut(moved["output"], limits).rpartition(" ")[2]
+    assert uri.endswith(f"/recut/{name}.parquet")
+    own, _ = selecting(document, tmp_path / "own", clusters=5, **changes)
+    expected = rows(f"{own['output']}/coreset.parquet")
+    assert [r["key"] for r in rows(uri)] == [r["key"] for r in expected] and expected
+    assert [r["similarity"] for r in rows(uri)] == [r["similarity"] for r in expected]
+
+
 def test_a_sweep_says_what_each_threshold_selects(document) -> None:
     cuts = sweep(Run.open(document["output"]))
     assert [one.tau for one in cuts] == thresholds(0.999)
     assert 0.999 in [one.tau for one in cuts] and len(cuts) == 10
     for one in cuts:
-        found = rows(recut(document["output"], one.tau).rpartition(" ")[2])
+        found = rows(recut(document["output"], Limits(one.tau)).rpartition(" ")[2])
         assert (one.selected, one.rounds) == (len(found), max(r["round"] for r in found))
     selected = [one.selected for one in cuts]
     assert selected == sorted(selected) and selected[0] < selected[-1]
@@ -112,13 +140,15 @@ def test_the_command(document, capsys) -> None:
 
 def test_what_cannot_be_recut(document, tmp_path: Path) -> None:
     with pytest.raises(CurateError, match=r"no run here \(no config.yaml\); `curate run` makes"):
-        recut(str(tmp_path), 0.9)
+        recut(str(tmp_path), Limits(0.9))
     (tmp_path / "config.yaml").write_text("target: x")
     with pytest.raises(CurateError, match=r"config.yaml: not a run's config"):
-        recut(str(tmp_path), 0.9)
+        recut(str(tmp_path), Limits(0.9))
+    with pytest.raises(CurateError, match="nothing to change; give --tau, --budget or"):
+        recut(document["output"], Limits())
     own, _ = selecting(document, tmp_path / "random", method="random", budget=3)
     with pytest.raises(CurateError, match=r"coreset.method=random: has no threshold"):
-        recut(own["output"], 0.9)
+        recut(own["output"], Limits(0.9))
 
 
 def test_a_run_that_was_moved_is_found(document, tmp_path: Path) -> None:
@@ -126,6 +156,6 @@ def test_a_run_that_was_moved_is_found(document, tmp_path: Path) -> None:
     Path(document["output"]).rename(moved)
     try:
         assert Run.open(str(moved)).embedded().open_images > 0
-        assert str(moved) in recut(str(moved), 0.97)
+        assert str(moved) in recut(str(moved), Limits(0.97))
     finally:
         moved.rename(document["output"])

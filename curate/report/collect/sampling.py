@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from curate.cluster import over_tasks
 from curate.errors import CurateError
-from curate.runfiles import columns, shards
+from curate.runfiles import columns, embeddings, shards
 from curate.runfiles.shards import Shard
 
 SHARDS_READ = 64  # of one set, at most
@@ -88,7 +88,7 @@ def _blocks(shard: Shard) -> Iterator[tuple[int, NDArray[np.floating]]]:
     """The embeddings of a shard as blocks (n, D), each with the position of its first row."""
     first = shard.first
     try:
-        for block in shards.read_embeddings(shard):
+        for block in embeddings.read_embeddings(shard):
             yield first, block
             first += len(block)
     except CurateError as error:

@@ -1,0 +1,155 @@
+"""A sample of the open set: how far down each list the rounds will go, before a pass is made.
+
+The rounds are rehearsed on the sample, an open set of its own with a share of the images: of how
+far they walk there, and how near its images lie, follows what a pass has to bring. None of it
+decides what is selected. A list that a bad guess leaves too short costs another pass.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from curate.cluster import results
+from curate.coreset import similarity
+from curate.coreset.candidates import Floor
+from curate.coreset.lists import ENTRY, InMemory, Lists, Piece
+from curate.coreset.passes import groups
+from curate.coreset.rounds import Limits, RanOut, Rounds
+from curate.coreset.similarity import Centroids
+from curate.runfiles.embeddings import read_embeddings
+from curate.runfiles.shards import Shard
+
+SHARE = 1 / 600
+LEAST_ROWS = 16_384
+MOST_ENTRIES = 4_000_000  # that are kept of all lists
+LISTED = 1 / 8  # of the sample, in each list: deeper than nearly all selections
+RUN_ROWS = 256  # that are read in one place
+MERGED_AT_ONCE = 16_000_000  # entries
+
+
+@dataclass(frozen=True)
+class Sample:
+    """similarity, position (K, R): of each centroid the sampled images that are most similar, best
+    first, in float32; every: images of the open set for each sampled one."""
+
+    similarity: NDArray[np.float32]
+    position: NDArray[np.int64]
+    every: float
+    is_all: bool  # whether no sampled image is left out of a list
+
+    @staticmethod
+    def take(shards: list[Shard], centroids: Centroids) -> Sample | None:
+        """Evenly spread rows; None of a set too small to be worth it."""
+        total = sum(shard.rows for shard in shards)
+        wanted = max(LEAST_ROWS, int(total * SHARE))
+        if total < 4 * wanted:
+            return None
+        most = max(1, min(int(wanted * LISTED), MOST_ENTRIES // centroids.k))
+        known = ray.put(centroids)
+        tables = [
+            _sample_group.remote(group, known, wanted / total, most) for group in groups(shards)
+        ]
+        fan_in = max(2, MERGED_AT_ONCE // (centroids.k * most))
+        while len(tables) > fan_in:
+            tables = [
+                _merge_samples.remote(most, *tables[i : i + fan_in])
+                for i in range(0, len(tables), fan_in)
+            ]
+        near, position, sampled = _merged(most, results(tables))
+        # Positions in the sample alone: what is taken is known by a bit each
+        position = np.unique(position, return_inverse=True)[1].reshape(near.shape)
+        return Sample(near, position, total / max(sampled, 1), near.shape[1] == sampled)
+
+    def only(self, which: NDArray[np.intp]) -> Sample:
+        return Sample(self.similarity[which], self.position[which], self.every, self.is_all)
+
+    def rank_of(self, floor: Floor) -> NDArray[np.int64]:
+        """(K,) how many entries of each list come at or before the floor."""
+        return (self.similarity >= floor.similarity[:, None]).sum(axis=1)
+
+    def floor(self, ranks: NDArray[np.float64]) -> Floor:
+        """The similarity of the entry of each rank (K,), from 1; below everything beyond the
+        last."""
+        k, listed = self.similarity.shape
+        place = np.minimum(ranks, listed).astype(np.intp) - 1
+        reached = self.similarity[np.arange(k), place].astype(np.float64)
+        return Floor.at(np.where(ranks > listed, -np.inf, reached))
+
+    def ranks(self, budget: int | None, threshold: float | None) -> NDArray[np.float64]:
+        """How many entries each centroid walks past until the selection ends, (K,), the last one
+        as well; infinity where the sample does not say."""
+        k, listed = self.similarity.shape
+        entries = np.empty(k * listed, ENTRY)
+        entries["similarity"] = self.similarity.ravel()
+        entries["position"] = self.position.ravel()
+        end = np.full(k, -np.inf) if self.is_all else self.similarity[:, -1].astype(np.float64)
+        lists = Lists(k)
+        lists.add(Piece(np.arange(k), np.full(k, listed), Floor.at(end), InMemory(entries)))
+        scaled = None if budget is None else math.ceil(budget / self.every)
+        rehearsal = Rounds(lists, k * listed, Limits(None, 1, scaled), threshold=threshold)
+        outcome = rehearsal.run()
+        used = rehearsal.used().astype(np.float64) + 1
+        if isinstance(outcome, RanOut):
+            used[outcome.centroids] = np.inf
+        return used
+
+
+def spared(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks that are rather too far down than too far up: of m entries of a sample, it might as
+    well have been m ± √m."""
+    return np.ceil(ranks + 2 * np.sqrt(ranks) + 1)
+
+
+_Table = tuple[NDArray[np.float32], NDArray[np.int64], int]  # (K, R) both; images sampled
+
+
+@ray.remote
+def _sample_group(group: list[Shard], centroids: Centroids, fraction: float, most: int) -> _Table:
+    """About `fraction` of the group's rows.
+
+    Runs of rows, so that reading stays sequential; of many shards only some are opened at all.
+    """
+    rows = sum(shard.rows for shard in group)
+    wanted = max(1, int(rows * fraction))
+    opened = group[:: max(1, len(group) // max(1, wanted // RUN_ROWS))]
+    each = max(1, wanted // len(opened))
+    tables = [_none(centroids.k)]
+    for shard in opened:
+        for block in read_embeddings(shard):
+            if len(block) and block.shape[1] == centroids.f32.shape[1]:
+                chosen = np.arange(0, len(block), max(1, len(block) // each))[:each]
+                near = (similarity.widen(block[chosen]) @ centroids.f32.T).T
+                position = np.broadcast_to(chosen + shard.first, near.shape)
+                tables.append((near, position, len(chosen)))
+            break
+    return _merged(most, tables)
+
+
+@ray.remote
+def _merge_samples(most: int, *tables: _Table) -> _Table:
+    return _merged(most, list(tables))
+
+
+def _none(k: int) -> _Table:
+    return np.empty((k, 0), np.float32), np.empty((k, 0), np.int64), 0
+
+
+def _merged(most: int, tables: list[_Table]) -> _Table:
+    """The `most` best of each list."""
+    near = np.concatenate([table[0] for table in tables], axis=1)
+    position = np.concatenate([table[1] for table in tables], axis=1)
+    if near.shape[1] > most:
+        best = np.argpartition(near, near.shape[1] - most, axis=1)[:, -most:]
+        near = np.take_along_axis(near, best, axis=1)
+        position = np.take_along_axis(position, best, axis=1)
+    order = np.argsort(-near, axis=1, kind="stable")
+    return (
+        np.take_along_axis(near, order, axis=1),
+        np.take_along_axis(position, order, axis=1),
+        sum(table[2] for table in tables),
+    )
