@@ -67,7 +67,8 @@ def selection_of(total: int, rows: int) -> Selection:
     )
 
 
-def measure(rows: int, scratch: Path) -> None:
+def measure(rows: int, scratch: Path) -> float:
+    """→ seconds."""
     count = -(-2 * rows // SHARD_ROWS)
     made = cluster.results([make.remote(str(scratch), number) for number in range(count)])
     shard_list = [Shard(uri, 0, SHARD_ROWS, n * SHARD_ROWS) for n, uri in enumerate(made)]
@@ -89,6 +90,7 @@ def measure(rows: int, scratch: Path) -> None:
         f"{peak.most[0]:.0f} MB above its start, {peak.most[1]:.0f} MB without what it shares with "
         f"Ray's store; {Path(uri).stat().st_size / 1e6:,.0f} MB"
     )
+    return seconds
 
 
 def main() -> None:

@@ -31,7 +31,8 @@ from curate.settings import UrlListSettings
 from curate.sources import plan_source
 
 
-def of_urls(urls: int, folder: Path) -> None:
+def of_urls(urls: int, folder: Path) -> float:
+    """→ seconds."""
     path = folder / "list.txt"
     with open(path, "w") as file:
         for start in range(0, urls, 100_000):
@@ -50,9 +51,11 @@ def of_urls(urls: int, folder: Path) -> None:
         f"driver's peak {peak.most[0]:.0f} MB above its start",
         flush=True,
     )
+    return seconds
 
 
-def of_units(units: int, folder: Path) -> None:
+def of_units(units: int, folder: Path) -> float:
+    """→ seconds."""
     digests = [hashlib.sha256(b"%d" % n).hexdigest()[:32] for n in range(units)]
     made = PlanFiles(str(folder / "plan"))
     files = EmbeddingFiles(str(folder / "store"))
@@ -103,6 +106,7 @@ def of_units(units: int, folder: Path) -> None:
         f"driver's peak {peak.most[0]:.0f} MB above its start",
         flush=True,
     )
+    return seconds
 
 
 def main() -> None:

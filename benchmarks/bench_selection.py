@@ -36,7 +36,6 @@ import math
 import os
 import sys
 import tempfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -49,6 +48,7 @@ from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
+from peak import PeakOfAll, status
 
 ROWS_PER_SHARD = 50_000
 K = 100
@@ -68,7 +68,7 @@ class Outcome:
     rounds: int
     exact_images: NDArray[np.int64]  # the same, by similarities rescored in float64
     depth: int  # how far down the longest walk went
-    peak_bytes: dict[str, int]
+    peak_mb: dict[str, float]
 
 
 # --- data -----------------------------------------------------------------------------------------
@@ -125,13 +125,14 @@ def run_ours(paths: list[str], centroids: NDArray[np.float32], repeats: int) -> 
     import ray
 
     from curate import cluster
-    from curate.coreset.on_ray import Limits, select
+    from curate.coreset.on_ray import select
+    from curate.coreset.rounds import Limits
     from curate.runfiles.columns import count_rows
     from curate.runfiles.shards import Shard
 
     cluster.connect()
     seconds = []
-    with _PeakMemory() as peak:
+    with PeakOfAll() as peak:
         for _ in range(repeats):
             begin = time.perf_counter()
             shards: list[Shard] = []
@@ -142,7 +143,7 @@ def run_ours(paths: list[str], centroids: NDArray[np.float32], repeats: int) -> 
             seconds.append(time.perf_counter() - begin)
     ray.shutdown()
     images = np.sort(selection.position)
-    return Outcome(seconds, images, len(selection.rounds), images, 0, peak.bytes)
+    return Outcome(seconds, images, len(selection.rounds), images, 0, peak.megabytes)
 
 
 def run_floor(paths: list[str], centroids: NDArray[np.float32], repeats: int) -> Outcome:
@@ -175,7 +176,7 @@ def run_floor(paths: list[str], centroids: NDArray[np.float32], repeats: int) ->
             list(pool.map(scan, paths))
             seconds.append(time.perf_counter() - begin)
     none = np.empty(0, np.int64)
-    return Outcome(seconds, none, 0, none, 0, {"process": _status("VmHWM")})
+    return Outcome(seconds, none, 0, none, 0, {"process": status("VmHWM")})
 
 
 def run_paper(paths: list[str], centroids: NDArray[np.float32], repeats: int) -> Outcome:
@@ -189,7 +190,7 @@ def run_paper(paths: list[str], centroids: NDArray[np.float32], repeats: int) ->
         picked, rounds, _ = pop_rounds(queues, partial(_matrix_value, similarity))
         seconds.append(time.perf_counter() - begin)
         del queues, similarity
-    peak = {"process": _status("VmHWM")}
+    peak = {"process": status("VmHWM")}
 
     exact = np.concatenate(
         [centroids.astype(np.float64) @ _read(path).T.astype(np.float64) for path in paths], axis=1
@@ -218,7 +219,7 @@ def run_faiss(
         picked, rounds, _ = pop_rounds(queues, partial(_lookup_value, values))
         seconds.append(time.perf_counter() - begin)
         del index
-    peak = {"process": _status("VmHWM")}
+    peak = {"process": status("VmHWM")}
 
     exact_picked, depth = exact_rounds(paths, centroids, images)
     return Outcome(seconds, picked, rounds, exact_picked, depth, peak)
@@ -304,56 +305,6 @@ def _read(path: str) -> NDArray[np.float16]:
     return np.concatenate(list(read_embeddings(Shard(path, 0, count_rows(path), 0))))
 
 
-# --- memory ---------------------------------------------------------------------------------------
-
-
-class _PeakMemory:
-    """The peaks of this process and of Ray's workers below it, while the block runs.
-
-    "driver" and "worker" are VmHWM, the most that any one process ever had resident; in "anonymous"
-    the pages of mapped files and of Ray's shared store do not count.
-    """
-
-    def __enter__(self) -> _PeakMemory:
-        self.bytes = {"driver": 0, "worker": 0, "worker, anonymous": 0}
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._poll, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._look()
-
-    def _poll(self) -> None:
-        while not self._stop.wait(0.1):
-            self._look()
-
-    def _look(self) -> None:
-        import psutil
-
-        self._raise("driver", _status("VmHWM"))
-        for child in psutil.Process().children(recursive=True):
-            try:
-                if child.name().startswith("ray::"):
-                    self._raise("worker", _status("VmHWM", child.pid))
-                    self._raise("worker, anonymous", _status("RssAnon", child.pid))
-            except (psutil.Error, OSError):
-                continue  # it ended meanwhile
-
-    def _raise(self, name: str, value: int) -> None:
-        self.bytes[name] = max(self.bytes[name], value)
-
-
-def _status(field: str, pid: int | str = "self") -> int:
-    """A field of /proc/PID/status in bytes."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 # --- the run --------------------------------------------------------------------------------------
 
 
@@ -368,8 +319,8 @@ def in_own_process(entry: Callable[..., Outcome], *args: object) -> Outcome:
 
 
 def report(name: str, outcome: Outcome) -> None:
-    seconds, peaks = outcome.seconds, outcome.peak_bytes.items()
-    memory = ", ".join(f"{who} {size / 1e6:,.0f} MB" for who, size in peaks)
+    seconds, peaks = outcome.seconds, outcome.peak_mb.items()
+    memory = ", ".join(f"{who} {size:,.0f} MB" for who, size in peaks)
     print(
         f"{name:<22} first {seconds[0]:7.2f} s   median {median(seconds):7.2f} s "
         f"of {len(seconds)}   best {min(seconds):7.2f} s   peak {memory}",
@@ -408,7 +359,7 @@ def against_baselines(folder: Path, args: argparse.Namespace) -> bool:
     report(f"faiss, {length} a list", faiss)
     mine = median(ours.seconds)
     print(f"{len(ours.images):,} images in {ours.rounds:,} rounds")
-    print(f"ours / floor   {mine / median(floor.seconds):5.2f}   (aim: at most 1.6)")
+    print(f"ours / floor   {mine / median(floor.seconds):5.2f}   (aim: at most 0.7)")
     print(f"paper / ours   {median(paper.seconds) / mine:5.1f}   (aim: at least 10)")
     print(f"faiss / ours   {median(faiss.seconds) / mine:5.1f}   (aim: at least 5)")
     return all([compare("paper", paper, ours), compare("faiss", faiss, ours)])

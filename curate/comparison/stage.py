@@ -15,11 +15,15 @@ from curate.comparison.table import Comparison, Selected, Trained
 from curate.evaluate.stage import labelled_sets
 from curate.pipeline import run
 from curate.pretraining.launch import trainings_at_once
+from curate.progress import Facts
 from curate.runfiles.files import ComparisonFiles, RunFiles
 from curate.runfiles.lock import held
+from curate.runfiles.status import Reporter
 from curate.settings import ComparisonSettings, PretrainSettings, RunSettings
 
 log = logging.getLogger(__name__)
+
+TRAININGS = "train and measure"
 
 
 def compare(
@@ -30,11 +34,13 @@ def compare(
     Goes on where an earlier call was stopped. Returns what comparison.json holds.
     Raises CurateError where an arm cannot be what the settings ask for.
     """
-    with held(settings.output, "compare"):
-        return _compare(settings, fresh, accept_changes)
+    with held(settings.output, "compare"), Reporter(settings.output) as status:
+        return _compare(settings, fresh, accept_changes, status)
 
 
-def _compare(settings: ComparisonSettings, fresh: bool, accept_changes: bool) -> Comparison:
+def _compare(
+    settings: ComparisonSettings, fresh: bool, accept_changes: bool, status: Reporter
+) -> Comparison:
     if fresh:
         for name in settings.targets:
             storage.remove_tree(storage.join(settings.output, name))
@@ -45,19 +51,25 @@ def _compare(settings: ComparisonSettings, fresh: bool, accept_changes: bool) ->
     for name in settings.targets:
         run_settings = _run_settings(settings, name)
         log.info("%s: the run that all arms share, at %s", name, run_settings.output)
-        run(run_settings, accept_changes=accept_changes)
-        selections += select(settings, name, run_settings.output)
-        sets = RunFiles(run_settings.output).evaluation
-        labelled_sets(run_settings, settings.targets[name].evaluate, sets.folder)
+        with status.stage(f"{name}: run"):  # which has a status of its own
+            run(run_settings, accept_changes=accept_changes)
+        status.begin()
+        with status.stage(f"{name}: select"):
+            selections += select(settings, name, run_settings.output)
+            sets = RunFiles(run_settings.output).evaluation
+            labelled_sets(run_settings, settings.targets[name].evaluate, sets.folder)
         cells += cells_of(settings, name, run_settings)
     cells.sort(key=lambda cell: cell.seed)  # all arms once, before any arm twice
     done = finished(cells)
     if done:
         log.info("%d of %d trainings were done before", len(done), len(cells))
     table = _write(settings, done, selections)
-    for trained in run_cells(cells, done, _at_once(settings)):
-        done.append(trained)
-        table = _write(settings, done, selections)
+    with status.stage(TRAININGS):
+        status.tell(Facts(TRAININGS, "training", len(done), len(cells)))
+        for trained in run_cells(cells, done, _at_once(settings)):
+            done.append(trained)
+            table = _write(settings, done, selections)
+            status.tell(Facts(TRAININGS, "training", len(done), len(cells)))
     return table
 
 

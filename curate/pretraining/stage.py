@@ -22,6 +22,7 @@ from curate.pretraining.worker import Job
 from curate.runfiles.files import RunFiles, TrainingFiles
 from curate.runfiles.lock import held
 from curate.runfiles.memo import Memo
+from curate.runfiles.status import Reporter
 from curate.runfiles.summary import TrainingSummary
 from curate.settings import PretrainSettings, ProbeSettings, RunSettings, TrainingSettings
 
@@ -50,9 +51,10 @@ def pretrain(
     chosen = settings.pretrain or PretrainSettings()
     if place is not None:  # whoever says where holds the lock
         return _train(settings, chosen, chosen.data, place, fresh)
-    with held(settings.output, "pretrain"):
+    with held(settings.output, "pretrain"), Reporter(settings.output) as status:
         place = _inside("pretrain", RunFiles(settings.output).pretrain)
-        return _train(settings, chosen, chosen.data, place, fresh)
+        with status.stage("pretrain"):
+            return _train(settings, chosen, chosen.data, place, fresh, status)
 
 
 def pretrain_on_target(settings: RunSettings, *, fresh: bool = False) -> str:
@@ -76,7 +78,9 @@ def _train(
     data: list[str],
     place: Place,
     fresh: bool,
+    status: Reporter | None = None,
 ) -> TrainingSummary:
+    """status: is begun once nothing is refused any more."""
     section, files = place.section, place.files
     memo = Memo(files.memo)
     placement = placement_of(chosen.resources, section, place.at_once)
@@ -84,6 +88,8 @@ def _train(
     if fresh:
         storage.remove_tree(files.folder)
     memo.refuse_other({"data": materialise.request(settings, data)}, place.remedy)
+    if status is not None:
+        status.begin()
     index = materialise.training_images(settings, data, place.images)
     plan = make_plan(
         chosen,

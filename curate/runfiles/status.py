@@ -96,6 +96,7 @@ class Reporter:
         self.status = Status(started=now, updated=now)
         self._written = False
         self._begun = 0.0  # the stage
+        self._told: Facts | None = None
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._tick, name="status", daemon=True)
@@ -121,8 +122,16 @@ class Reporter:
         """From now on there is a run to tell of."""
         self._write()
 
+    def tell(self, facts: Facts) -> None:
+        """How far a stage is whose work shows no progress of its own."""
+        self._told = facts
+        self._write()
+
     def _look(self) -> None:
         """At the work of the stage; of one that is over, what it rejected stays."""
+        if self._told is not None and self._told.what == self.status.stage:
+            self.status.progress = self._told
+            return
         display = progress.newest()
         if self.status.stage is not None and display and display.started >= self._begun:
             self.status.progress = display.facts() or self.status.progress

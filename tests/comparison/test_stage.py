@@ -20,6 +20,7 @@ from curate import storage
 from curate.comparison import arms as arms_of
 from curate.comparison import selections, stage
 from curate.errors import CurateError
+from curate.runfiles.status import Status
 from curate.settings import ComparisonSettings
 from curate.settings import load as config
 from tests.evaluate.test_stage import write_labelled
@@ -93,6 +94,11 @@ def test_two_arms_and_nothing_twice(document, tmp_path: Path, ray_session) -> No
     assert figures(settings.output) == json.loads(
         json.dumps([asdict(cell) for cell in whole.cells])
     )
+    status = Status.read(settings.output)
+    assert status.state == "finished"
+    assert [*status.seconds] == ["tints: run", "tints: select", "train and measure"]
+    assert status.progress is not None
+    assert (status.progress.done, status.progress.total, status.progress.unit) == (2, 2, "training")
     results = sorted((tmp_path / "two").glob("tints/arms/*/seed-0/result.json"))
     stamps = [path.stat().st_mtime_ns for path in results]
     assert stage.compare(settings).cells == whole.cells

@@ -29,6 +29,7 @@ from curate.pretraining import checkpoints
 from curate.pretraining.plan import make_plan
 from curate.pretraining.stage import pretrain
 from curate.pretraining.trainer import Trainer
+from curate.runfiles.status import Status
 from curate.settings import EncoderSettings, TrainingSettings
 from curate.settings import load as config
 from tests import datasets
@@ -198,6 +199,10 @@ def undisturbed(tmp_path_factory, ray_session) -> tuple[Path, dict[str, Any]]:
     root = tmp_path_factory.mktemp("undisturbed")
     document = document_of(root, **INTERRUPTED)
     pretrain(parsed(document))
+    status = Status.read(document["output"])
+    assert (status.state, [*status.seconds]) == ("finished", ["pretrain"])
+    assert status.progress is not None
+    assert (status.progress.done, status.progress.total, status.progress.unit) == (30, 30, "step")
     return Path(document["output"]) / "pretrain", document
 
 
