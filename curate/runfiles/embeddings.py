@@ -73,7 +73,7 @@ def _with_embedding(uri: str, table: pa.Table) -> pa.Table:
 
 
 def _parquet_embeddings(shard: Shard) -> Iterator[NDArray[np.floating]]:
-    with storage.open_seekable(shard.uri) as file:
+    with storage.open_seekable(shard.uri, columns.BLOCK_BYTES) as file:
         table = pq.ParquetFile(file)
         _with_embedding(shard.uri, table.schema_arrow.empty_table())
         # Only the row groups that the range touches: a large file is shared out among tasks

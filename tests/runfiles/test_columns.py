@@ -15,8 +15,12 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from curate import storage
+from curate.coreset.lists import ENTRY
+from curate.coreset.stored import Stored, write_entries
 from curate.errors import CurateError
 from curate.runfiles import columns
+from curate.runfiles.embeddings import read_embeddings
+from curate.runfiles.shards import Shard
 
 ROWS, WIDTH = 3000, 512  # 3 MB of embeddings
 
@@ -109,6 +113,43 @@ def test_a_remote_file_is_as_a_local_one(folder: str, kind: str, rows: int, tmp_
         assert columns.count_rows(there) == columns.count_rows(here) == rows
         assert columns.read(there).equals(columns.read(here))
         assert len(columns.read(there)) == rows
+
+
+@pytest.mark.parametrize("kind", ["file.arrow", "stream.arrow", "parquet", "npy"])
+@pytest.mark.parametrize("rows", [(0, ROWS), (700, 40), (ROWS - 1, 1)])
+def test_remote_embeddings_are_the_local_ones(
+    folder: str, kind: str, rows: tuple[int, int], tmp_path
+) -> None:
+    """Of a large column beside them nothing is read, and of formats that know no other rows."""
+    start, count = rows
+    rng = np.random.default_rng(0)
+    whole = table().append_column("pixels", pa.array([rng.bytes(1000) for _ in range(ROWS)]))
+    data = encoded(kind, whole, 700)
+    storage.write_bytes(f"{folder}/a.{kind}", data)
+    (tmp_path / f"a.{kind}").write_bytes(data)
+    CountedFileSystem.given = 0
+    there, here = (
+        np.concatenate([*read_embeddings(Shard(f"{place}/a.{kind}", start, count, 0))])
+        for place in (folder, str(tmp_path))
+    )
+    np.testing.assert_array_equal(there, here)
+    assert len(there) == count
+    own = ROWS * WIDTH * 2
+    if kind == "npy":
+        assert CountedFileSystem.given < count * WIDTH * 2 + 4 * 4096
+    elif kind != "stream.arrow":
+        assert CountedFileSystem.given < own * 1.2 + 1000 * ROWS / 20
+
+
+def test_pieces_of_lists_from_a_store(folder: str) -> None:
+    entries = np.empty(1000, ENTRY)
+    entries["similarity"], entries["position"] = np.arange(1000) / 1000, np.arange(1000)
+    write_entries(f"{folder}/a.npy", entries)
+    held = Stored(f"{folder}/a.npy")
+    np.testing.assert_array_equal(held.read(10, 30), entries[10:30])
+    given = CountedFileSystem.given
+    np.testing.assert_array_equal(held.read(990, 1000), entries[990:])
+    assert CountedFileSystem.given == given  # the copy is read
 
 
 @pytest.mark.parametrize("kind", ["arrow", "parquet", "npy"])
