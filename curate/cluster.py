@@ -37,12 +37,14 @@ def connect(address: str | None = None, *, verbose: bool = False) -> None:
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             where = f"at {address}" if address else "on this machine"
             raise CurateError(f"no Ray {where}: {one_line(error)}") from error
-    for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(level)
     from ray.data import DataContext  # with pandas: a second that no task needs
 
+    for name in ("ray", "ray.data", "ray.train"):  # imported, each has set a level of its own
+        logging.getLogger(name).setLevel(level)
     context = DataContext.get_current()
     context.enable_progress_bars = verbose
+    if not verbose:
+        context.issue_detectors_config.detectors = []  # of memory that no task claims
     # Waiting for nodes is no failure; who follows a dataset knows better when it is stuck
     context.execution_no_progress_timeout_s = -1
 

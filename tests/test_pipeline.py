@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -361,3 +362,6 @@ def test_driver_killed_mid_embedding_resumes_to_the_same_bytes(document, tmp_pat
     manifest = (output / "coreset.parquet").read_bytes()
     assert manifest == (tmp_path / "whole" / "coreset.parquet").read_bytes()
     assert "manifest:" in again.stdout and "do not agree" not in again.stderr
+    # Ray's own log is not the user's
+    lines = again.stderr.splitlines()
+    assert lines and [line for line in lines if not re.match(r"\d\d:\d\d:\d\d ", line)] == []
