@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from curate import cluster
 from curate.embedding import encoders
-from curate.embedding.encoders import Embedder
+from curate.embedding.embedder import Embedder
 from curate.embedding.stage import embed
 from curate.images import EncodedImage, Preprocessing
 from curate.runfiles.run import Run

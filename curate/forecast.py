@@ -19,7 +19,8 @@ import ray
 from curate import storage
 from curate.cluster import over_tasks
 from curate.embedding import encoders
-from curate.embedding.encoders import Embedder, Encoder
+from curate.embedding.embedder import Embedder
+from curate.embedding.encoders import Encoder
 from curate.embedding.stage import GUESSED_BYTES, device_of
 from curate.images import EncodedImage, ImageSettings, Preprocessing, Refused
 from curate.runfiles import plan
