@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from curate import storage
 from curate.embedding.embedder import Embedder
 from curate.embedding.encoders import rebuild
+from curate.embedding.parts import pixels_of
 from curate.errors import CurateError
 from curate.runfiles import shards
 from curate.runfiles.files import EmbeddingFiles
@@ -73,7 +74,7 @@ class EmbedParts:
         return pa.Table.from_pylist(rows, PART_SCHEMA)
 
     def _embed(self, part: pa.Table) -> Row:
-        row = {name: part.column(name)[0] for name in part.column_names}
+        row = {name: part.column(name)[0] for name in part.column_names if name != "pixels"}
         told = {name: row[name].as_py() for name in ("trouble", "again")}
         if told["trouble"] is not None:
             return {"unit": row["unit"].as_py(), **told}
@@ -81,8 +82,7 @@ class EmbedParts:
         refused = pa.ipc.open_stream(row["rejects"].as_py()).read_all().to_pylist()
         rejects = [Reject(**one) for one in refused]
         seen = len(images) + len(rejects)
-        pixels = np.frombuffer(row["pixels"].as_buffer(), np.uint8)
-        embeddings, waited, computed = self._computed(pixels.reshape(-1, self.side, self.side, 3))
+        embeddings, waited, computed = self._computed(pixels_of(part, self.side))
         begun = time.monotonic()
         good = np.isfinite(embeddings).all(axis=1)
         if not good.all():

@@ -174,6 +174,15 @@ def _one_binary(pixels: NDArray[np.uint8]) -> pa.Array:
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(pixels)])
 
 
+def pixels_of(part: pa.Table, side: int) -> NDArray[np.uint8]:
+    """(N, side, side, 3) of a table of one part, where they lie: as an Arrow scalar they would be
+    copied."""
+    [column] = part.column("pixels").chunks
+    _, ends, data = column.buffers()
+    first, last = np.frombuffer(ends, np.int64)[column.offset : column.offset + 2]
+    return np.frombuffer(data, np.uint8)[first:last].reshape(-1, side, side, 3)
+
+
 def _to_ipc(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:

@@ -142,46 +142,48 @@ def _dataset(run: Run, encoder: Encoder, rows: pa.Array, *, last: bool) -> ray.d
     cluster = ray.cluster_resources()
     pool = pool_of(settings.embed, run.fingerprint["device"], cluster)
     cpus = max(1, int(cluster.get("CPU", 1)))
-    # A part is one row, and soon a block of its own: what is read flows on at once
-    DataContext.get_current().target_max_block_size = 1 << 20
-    watch = Watch.options(scheduling_strategy=on_this_node()).remote()  # type: ignore[attr-defined]
     reading = Reading(
         run.plan.files, by_name(settings), settings.images, encoder.preprocessing, last, BOUNDS
     )
-    return (
-        ray.data.from_arrow(_blocks(run.plan.table.take(rows), cpus))
-        .map_batches(
-            read_parts,  # type: ignore[arg-type]
-            batch_size=1,
-            batch_format="pyarrow",
-            # Ray Data reserves a share of the CPUs for each operator, which on a small machine is
-            # one CPU or none: a whole CPU a reader would leave cores idle
-            num_cpus=0.5,
-            fn_kwargs={"reading": reading, "watch": watch},
-        )
-        .map_batches(
-            EmbedParts,
-            batch_size=1,
-            batch_format="pyarrow",
-            # By their claims all actors would fit one node: Ray Data spreads them
-            compute=ActorPoolStrategy(
-                min_size=pool.min_size,
-                max_size=pool.max_size,
-                initial_size=pool.initial_size,
-                max_concurrent_calls_per_actor=CALLS,
-                # What an actor has not begun is brought to its node meanwhile
-                max_tasks_in_flight_per_actor=CALLS + CALLS_AHEAD,
-                enable_true_multi_threading=True,
-            ),
-            num_cpus=ACTOR_CPUS,
-            num_gpus=pool.num_gpus,
-            fn_constructor_kwargs={
-                "settings": settings.encoder,
-                "weights_uri": run.files.weights,
-                "batch_size": settings.embed.batch_size,
-                "files": run.embeddings,
-            },
-        )
+    return parts_of(run.plan.table.take(rows), cpus, reading).map_batches(
+        EmbedParts,
+        batch_size=1,
+        batch_format="pyarrow",
+        # By their claims all actors would fit one node: Ray Data spreads them
+        compute=ActorPoolStrategy(
+            min_size=pool.min_size,
+            max_size=pool.max_size,
+            initial_size=pool.initial_size,
+            max_concurrent_calls_per_actor=CALLS,
+            # What an actor has not begun is brought to its node meanwhile
+            max_tasks_in_flight_per_actor=CALLS + CALLS_AHEAD,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=ACTOR_CPUS,
+        num_gpus=pool.num_gpus,
+        fn_constructor_kwargs={
+            "settings": settings.encoder,
+            "weights_uri": run.files.weights,
+            "batch_size": settings.embed.batch_size,
+            "files": run.embeddings,
+        },
+    )
+
+
+def parts_of(table: pa.Table, cpus: int, reading: Reading) -> ray.data.Dataset:
+    """Rows of the plan → a row a part, as readers give them."""
+    # A part is one row, and soon a block of its own: what is read flows on at once
+    DataContext.get_current().target_max_block_size = 1 << 20
+    watch = Watch.options(scheduling_strategy=on_this_node()).remote()  # type: ignore[attr-defined]
+    return ray.data.from_arrow(_blocks(table, cpus)).map_batches(
+        read_parts,  # type: ignore[arg-type]
+        batch_size=1,
+        batch_format="pyarrow",
+        # Two readers a core: one decodes while the other waits for a store. And Ray Data reserves a
+        # share of the CPUs for each operator, which on a small machine is one CPU or none: a whole
+        # CPU a reader would leave cores idle
+        num_cpus=0.5,
+        fn_kwargs={"reading": reading, "watch": watch},
     )
 
 
