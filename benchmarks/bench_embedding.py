@@ -30,15 +30,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from curate import cluster
 from curate.embedding import encoders
-from curate.embedding.encoders import Embedder
+from curate.embedding.embedder import Embedder
 from curate.embedding.stage import embed
-from curate.images import EncodedImage, resize_crop
+from curate.images import EncodedImage, Preprocessing
 from curate.runfiles.run import Run
 from curate.settings import ImageSettings, RunSettings
 from curate.settings import load as config
 
 IMAGE_PX = 224
 CROP_FRACTION = 0.875
+PREPROCESSING = Preprocessing(IMAGE_PX, CROP_FRACTION, (0, 0, 0), (1, 1, 1))
 BATCH = 64
 
 
@@ -50,9 +51,7 @@ class Photographs(Dataset):
         return len(self.paths)
 
     def __getitem__(self, i: int) -> NDArray[np.uint8]:
-        resized_px = round(IMAGE_PX / CROP_FRACTION)
-        image = EncodedImage(self.paths[i].read_bytes(), ImageSettings())
-        return resize_crop(image.decode(resized_px), IMAGE_PX, CROP_FRACTION)
+        return PREPROCESSING.pixels(EncodedImage(self.paths[i].read_bytes(), ImageSettings()))
 
 
 def collate(images: list[NDArray[np.uint8]]) -> torch.Tensor:

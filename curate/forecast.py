@@ -19,9 +19,10 @@ import ray
 from curate import storage
 from curate.cluster import over_tasks
 from curate.embedding import encoders
-from curate.embedding.encoders import Embedder, Encoder
+from curate.embedding.embedder import Embedder
+from curate.embedding.encoders import Encoder
 from curate.embedding.stage import GUESSED_BYTES, device_of
-from curate.images import EncodedImage, ImageSettings, Preprocessing, Refused, resize_crop
+from curate.images import EncodedImage, ImageSettings, Preprocessing, Refused
 from curate.runfiles import plan
 from curate.runfiles.files import PlanFiles
 from curate.runfiles.plan import Plan, PlannedUnit, SetName, by_name
@@ -183,8 +184,7 @@ def _sample(
             try:
                 if item.data is None:
                     raise Refused(item.error or "no bytes")
-                rgb = EncodedImage(item.data, limits).decode(preprocessing.image_px)
-                resize_crop(rgb, preprocessing.image_px, preprocessing.crop_fraction)
+                preprocessing.pixels(EncodedImage(item.data, limits))
                 images, size = images + 1, size + len(item.data)
             except Refused as reason:
                 rejects.append(f"{item.key}: {reason}")

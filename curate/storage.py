@@ -165,6 +165,9 @@ def read_file(uri: str, max_bytes: int) -> bytes:
         size = disk.size_of_regular(path)
         if size > max_bytes:
             raise UnfitFile(too_large(size, max_bytes))
+        with open(path, "rb") as file:  # fsspec's takes a tenth of a millisecond to open one
+            if len(data := file.read(size + 1)) <= size:  # it may have grown
+                return data
     data = streamed(fs, path, max_bytes + 1) if is_web(uri) else _range(fs, path, 0, max_bytes + 1)
     if len(data) > max_bytes:
         raise UnfitFile(more_than(max_bytes))

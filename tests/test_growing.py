@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate.errors import CurateError
+from curate.images import PIXELS
 from curate.pipeline import run
-from curate.runfiles import plan, store
+from curate.runfiles import fingerprint, plan, store
 from curate.runfiles.files import RunFiles
 from curate.runfiles.run import Run
 from curate.settings import RunSettings
@@ -138,6 +139,20 @@ def test_nothing_is_taken_of_what_another_encoder_made(again: dict[str, Any]) ->
     found = shards_in(again["store"])
     assert kept.items() <= found.items() and len(found) == 2 * len(kept)
     assert store.prune(again["store"], remove=False).uris == []
+
+
+def test_nothing_is_taken_of_pixels_made_another_way(
+    again: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a version has them that decodes or resizes otherwise."""
+    kept = shards_in(again["store"])
+    monkeypatch.setattr(fingerprint, "PIXELS", PIXELS + 1)
+    with pytest.raises(CurateError, match=rf"pixels was {PIXELS}, is {PIXELS + 1}.*--fresh"):
+        run(settings_of(again))
+    other = settings_of(again, output=again["output"] + "-other")
+    assert run(other).embedded_now == OPEN_IMAGES + 12
+    found = shards_in(again["store"])
+    assert kept.items() <= found.items() and len(found) == 2 * len(kept)
 
 
 def test_no_store_to_prune(tmp_path: Path) -> None:

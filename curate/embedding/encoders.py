@@ -7,11 +7,9 @@ import io
 import json
 import pickle
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -121,65 +119,6 @@ def weights_hash(module: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-class Embedder:
-    """An encoder on its device: uint8 images → unit embeddings.
-
-    Float32 on CPU; bf16 autocast on a GPU. Both in channels_last, which is what their convolution
-    kernels want.
-    """
-
-    def __init__(self, encoder: Encoder, device: str, batch_size: int) -> None:
-        self.device = torch.device(device)
-        self.batch_size = batch_size
-        self.module = (
-            encoder.module.eval()
-            .requires_grad_(False)
-            .to(self.device)
-            .to(memory_format=torch.channels_last)
-        )
-        mean = torch.tensor(encoder.preprocessing.mean, device=self.device)
-        std = torch.tensor(encoder.preprocessing.std, device=self.device)
-        # (x/255 - mean) / std as one multiplication and one addition
-        self.scale = (1 / (255 * std)).view(1, 3, 1, 1)
-        self.shift = (-mean / std).view(1, 3, 1, 1)
-
-    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
-        """pixels (N, H, W, 3) → (N, D) float16 rows of unit norm, of NaN where there is none.
-
-        Out of GPU memory halves the batch, for good, down to a single image.
-        """
-        rows, start = [], 0
-        while start < len(pixels):
-            try:
-                rows.append(self._forward(pixels[start : start + self.batch_size]))
-            except torch.cuda.OutOfMemoryError:
-                tried = min(self.batch_size, len(pixels) - start)
-                if tried == 1:
-                    raise CurateError(
-                        "encoder: one image does not fit the GPU's memory; lower image_px"
-                    ) from None
-                self.batch_size = tried // 2
-                torch.cuda.empty_cache()
-                continue
-            start += len(rows[-1])
-        return np.concatenate(rows)
-
-    @torch.inference_mode()
-    def _forward(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
-        # A copy, since what Ray hands out is read-only and torch has no such tensors
-        batch = torch.from_numpy(pixels.copy()).to(self.device, non_blocking=True)
-        batch = batch.permute(0, 3, 1, 2).float()  # (N, 3, H, W), channels_last as it lies
-        batch = batch.mul_(self.scale).add_(self.shift)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            features = self.module(batch)
-        features = features.float()
-        norms = features.norm(dim=1, keepdim=True)
-        # A dead embedding has no direction, and one whose norm overflows has lost it
-        alive = (norms > 0) & torch.isfinite(norms)
-        unit = torch.where(alive, features / norms, torch.nan)
-        return cast("NDArray[np.float16]", unit.half().cpu().numpy())
 
 
 def _architecture(settings: EncoderSettings, *, pretrained: bool) -> Encoder:

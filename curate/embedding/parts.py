@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from curate.embedding.careful import OUT_OF_MEMORY, Bounds, Careful, at_most
-from curate.images import EncodedImage, Preprocessing, Refused, resize_crop
+from curate.images import EncodedImage, Preprocessing, Refused
 from curate.privacy import public
 from curate.runfiles import plan, shards
 from curate.runfiles.files import PlanFiles
@@ -102,14 +102,12 @@ def _decode_into(
     if item.data is None:
         part.reject(item, "read", item.error or "no bytes")
         return
-    resized_px = round(preprocessing.image_px / preprocessing.crop_fraction)
     try:
         image = EncodedImage(item.data, images)
-        rgb = image.decode(resized_px)
+        pixels = preprocessing.pixels(image)
     except Refused as reason:
         part.reject(item, "decode", str(reason))
         return
-    pixels = resize_crop(rgb, preprocessing.image_px, preprocessing.crop_fraction)
     part.add(item, image.width, image.height, pixels)
 
 
@@ -118,13 +116,14 @@ class _Part:
 
     def __init__(self, planned: PlannedUnit, number: int, capacity: int, side: int) -> None:
         self.planned, self.number = planned, number
-        self.capacity, self.side = capacity, side
+        self.capacity = capacity
         self.started = time.monotonic()
         self.last = False
         self.failed: str | None = None  # why the unit gives no more images than these
         self.trouble: str | None = None  # why the unit could not be read to its end, this time
         self.again = False  # whether that may pass
-        self.pixels: list[NDArray[np.uint8]] = []
+        # Memory that is never written to is never there
+        self.pixels = np.empty((capacity, side, side, 3), np.uint8)
         self.images: list[_Image] = []
         self.rejects: list[Reject] = []
 
@@ -134,7 +133,7 @@ class _Part:
 
     def add(self, item: Item, width: int, height: int, pixels: NDArray[np.uint8]) -> None:
         assert item.data is not None
-        self.pixels.append(pixels)
+        self.pixels[len(self.images)] = pixels
         names = (public(item.key), public(item.uri))
         known = (*names, item.offset, item.size, item.row, item.label)
         self.images.append((*known, width, height, hashlib.sha256(item.data).hexdigest()))
@@ -146,8 +145,6 @@ class _Part:
 
     def to_table(self, held: float) -> pa.Table:
         """held: seconds that its reader could not go on before it."""
-        shape = (len(self.pixels), self.side, self.side, 3)
-        pixels = np.stack(self.pixels) if self.pixels else np.empty(shape, np.uint8)
         return pa.table(
             {
                 "unit": [self.planned.unit.digest],
@@ -158,7 +155,7 @@ class _Part:
                 "failed": pa.array([self.failed], pa.string()),
                 "trouble": pa.array([self.trouble], pa.string()),
                 "again": [self.again],
-                "pixels": _one_binary(pixels),
+                "pixels": _one_binary(self.pixels[: len(self.images)]),
                 "images": [_to_ipc(_image_table(self.images))],
                 "rejects": [_to_ipc(shards.reject_table(self.rejects))],
             }
@@ -175,6 +172,15 @@ def _one_binary(pixels: NDArray[np.uint8]) -> pa.Array:
     """A column of one row that holds the array's bytes, without copying them."""
     ends = pa.py_buffer(np.array([0, pixels.nbytes], np.int64))
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(pixels)])
+
+
+def pixels_of(part: pa.Table, side: int) -> NDArray[np.uint8]:
+    """(N, side, side, 3) of a table of one part, where they lie: as an Arrow scalar they would be
+    copied."""
+    [column] = part.column("pixels").chunks
+    _, ends, data = column.buffers()
+    first, last = np.frombuffer(ends, np.int64)[column.offset : column.offset + 2]
+    return np.frombuffer(data, np.uint8)[first:last].reshape(-1, side, side, 3)
 
 
 def _to_ipc(table: pa.Table) -> bytes:

@@ -22,7 +22,7 @@ import ray.data
 from ray.data import ActorPoolStrategy, DataContext
 
 from curate.cluster import on_this_node
-from curate.embedding.actors import CPU_THREADS, EmbedParts
+from curate.embedding.actors import CALLS, CPU_THREADS, EmbedParts
 from curate.embedding.careful import Bounds, Watch
 from curate.embedding.encoders import Encoder
 from curate.embedding.flow import rows_of
@@ -49,6 +49,7 @@ FIRST_PAUSE_S = 5.0  # before units that could not be read are tried again; doub
 LONGEST_PAUSE_S = 120.0
 BOUNDS = Bounds()
 MOST_GPUS = 1 << 16
+CALLS_AHEAD = 2  # of an actor
 ACTOR_CPUS = 0.01  # enough to keep off a head node without CPUs
 
 
@@ -138,42 +139,51 @@ def _blocks(table: pa.Table, cpus: int) -> list[pa.Table]:
 def _dataset(run: Run, encoder: Encoder, rows: pa.Array, *, last: bool) -> ray.data.Dataset:
     """A row a part of what came of it."""
     settings = run.settings
-    pool = _pool(settings.embed, run.fingerprint["device"])
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    # A part is one row, and soon a block of its own: what is read flows on at once
-    DataContext.get_current().target_max_block_size = 1 << 20
-    watch = Watch.options(scheduling_strategy=on_this_node()).remote()  # type: ignore[attr-defined]
+    cluster = ray.cluster_resources()
+    pool = pool_of(settings.embed, run.fingerprint["device"], cluster)
+    cpus = max(1, int(cluster.get("CPU", 1)))
     reading = Reading(
         run.plan.files, by_name(settings), settings.images, encoder.preprocessing, last, BOUNDS
     )
-    return (
-        ray.data.from_arrow(_blocks(run.plan.table.take(rows), cpus))
-        .map_batches(
-            read_parts,  # type: ignore[arg-type]
-            batch_size=1,
-            batch_format="pyarrow",
-            # Ray Data reserves a share of the CPUs for each operator, which on a small machine is
-            # one CPU or none: a whole CPU a reader would leave cores idle
-            num_cpus=0.5,
-            fn_kwargs={"reading": reading, "watch": watch},
-        )
-        .map_batches(
-            EmbedParts,
-            batch_size=1,
-            batch_format="pyarrow",
-            # By their claims all actors would fit one node: Ray Data spreads them
-            compute=ActorPoolStrategy(
-                min_size=pool.min_size, max_size=pool.max_size, initial_size=pool.initial_size
-            ),
-            num_cpus=ACTOR_CPUS,
-            num_gpus=pool.num_gpus,
-            fn_constructor_kwargs={
-                "settings": settings.encoder,
-                "weights_uri": run.files.weights,
-                "batch_size": settings.embed.batch_size,
-                "files": run.embeddings,
-            },
-        )
+    return parts_of(run.plan.table.take(rows), cpus, reading).map_batches(
+        EmbedParts,
+        batch_size=1,
+        batch_format="pyarrow",
+        # By their claims all actors would fit one node: Ray Data spreads them
+        compute=ActorPoolStrategy(
+            min_size=pool.min_size,
+            max_size=pool.max_size,
+            initial_size=pool.initial_size,
+            max_concurrent_calls_per_actor=CALLS,
+            # What an actor has not begun is brought to its node meanwhile
+            max_tasks_in_flight_per_actor=CALLS + CALLS_AHEAD,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=ACTOR_CPUS,
+        num_gpus=pool.num_gpus,
+        fn_constructor_kwargs={
+            "settings": settings.encoder,
+            "weights_uri": run.files.weights,
+            "batch_size": settings.embed.batch_size,
+            "files": run.embeddings,
+        },
+    )
+
+
+def parts_of(table: pa.Table, cpus: int, reading: Reading) -> ray.data.Dataset:
+    """Rows of the plan → a row a part, as readers give them."""
+    # A part is one row, and soon a block of its own: what is read flows on at once
+    DataContext.get_current().target_max_block_size = 1 << 20
+    watch = Watch.options(scheduling_strategy=on_this_node()).remote()  # type: ignore[attr-defined]
+    return ray.data.from_arrow(_blocks(table, cpus)).map_batches(
+        read_parts,  # type: ignore[arg-type]
+        batch_size=1,
+        batch_format="pyarrow",
+        # Two readers a core: one decodes while the other waits for a store. And Ray Data reserves a
+        # share of the CPUs for each operator, which on a small machine is one CPU or none: a whole
+        # CPU a reader would leave cores idle
+        num_cpus=0.5,
+        fn_kwargs={"reading": reading, "watch": watch},
     )
 
 
@@ -233,7 +243,7 @@ def device_of(settings: RunSettings) -> Device:
 
 
 @dataclass(frozen=True)
-class _Pool:
+class Pool:
     """The actors: how many at least, at first, and at most, and the GPUs each claims."""
 
     min_size: int
@@ -242,16 +252,16 @@ class _Pool:
     num_gpus: float
 
 
-def _pool(settings: EmbedSettings, device: Device) -> _Pool:
-    """One actor a GPU, as many as there are and come to be, or one every CPU_THREADS CPUs.
+def pool_of(settings: EmbedSettings, device: Device, cluster: Mapping[str, float]) -> Pool:
+    """actors_per_gpu a GPU, as many as there are and come to be, or one every CPU_THREADS CPUs.
 
     Actors claim next to no CPU: what feeds them needs it, and when a node is lost, the actors that
     move to the others would otherwise claim all there is, and wait for ever for something to do.
     """
-    cluster = ray.cluster_resources()
     if device == "gpu":
-        most = settings.workers or MOST_GPUS
-        now = min(max(1, int(cluster.get("GPU", 0))), most)
-        return _Pool(1, now, most, 1)
+        each = settings.actors_per_gpu
+        most = settings.workers or MOST_GPUS * each
+        now = min(max(1, int(cluster.get("GPU", 0))) * each, most)
+        return Pool(1, now, most, 1 / each)
     actors = settings.workers or max(1, int(cluster.get("CPU", 1)) // CPU_THREADS)
-    return _Pool(actors, actors, actors, 0)
+    return Pool(actors, actors, actors, 0)

@@ -11,7 +11,7 @@ from curate.dataset.training_set import TrainingSet
 from curate.embedding import encoders
 from curate.evaluate.bench import Bench, device_here
 from curate.evaluate.loading import loaded
-from curate.images import EncodedImage, Preprocessing, Refused, resize_crop
+from curate.images import EncodedImage, Preprocessing, Refused
 from curate.settings import ImageSettings
 
 BATCH = 256
@@ -82,9 +82,8 @@ def features_of(
 
 
 def _centre(data: bytes, preprocessing: Preprocessing, limits: ImageSettings) -> NDArray[np.uint8]:
-    px = preprocessing.image_px
     try:
-        image = EncodedImage(data, limits).decode(round(px / preprocessing.crop_fraction))
+        return preprocessing.pixels(EncodedImage(data, limits))
     except Refused:
+        px = preprocessing.image_px
         return np.full((px, px, 3), GREY, np.uint8)
-    return resize_crop(image, px, preprocessing.crop_fraction)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from curate.images import Preprocessing
+from curate.images import PIXELS, Preprocessing
 from curate.runfiles.memo import Inputs
 from curate.settings import RunSettings
 
@@ -20,6 +20,7 @@ def fingerprint(
     """weights: their digest, by `encoders.weights_hash`. device: GPUs compute in bf16."""
     return {
         "images": settings.images.model_dump(exclude={"max_rejected_fraction"}),
+        "pixels": PIXELS,
         "encoder": {
             "backbone": settings.encoder.backbone,
             "weights": weights,

@@ -46,7 +46,8 @@ class EmbedSettings(Settings):
 
     batch_size: int = Field(256, ge=1)
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    workers: int | None = Field(None, ge=1)  # actors; one a GPU, or one every 4 CPUs, where unset
+    workers: int | None = Field(None, ge=1)  # actors at most; as many as there is room, where unset
+    actors_per_gpu: int = Field(1, ge=1)
     unit_images: int = Field(1000, ge=1)  # files of a folder, or rows of a list, in a unit, about
     attempts: int = Field(
         5, ge=1

@@ -21,7 +21,8 @@ from torchvision.transforms import v2
 
 from curate import storage
 from curate.embedding import encoders
-from curate.embedding.encoders import Embedder, Encoder, build, rebuild, weights_hash
+from curate.embedding.embedder import Embedder
+from curate.embedding.encoders import Encoder, build, rebuild, weights_hash
 from curate.errors import CurateError
 from curate.images import Preprocessing
 from curate.settings import EncoderSettings

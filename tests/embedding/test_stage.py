@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,7 @@ import pytest
 from ray.data import DataContext
 
 from curate.embedding import encoders, parts, stage
-from curate.embedding.actors import EmbedParts
+from curate.embedding.actors import CALLS, DeviceClock, EmbedParts
 from curate.embedding.careful import Bounds, Watch
 from curate.embedding.parts import Reading, read_parts
 from curate.pipeline import run
@@ -116,6 +119,57 @@ def test_who_wrote_a_shard_first_counts(tmp_path, ray_session) -> None:
     assert second == first and Path(uri).read_bytes() == written
 
 
+def test_parts_that_are_computed_and_written_at_once(tmp_path, monkeypatch, ray_session) -> None:
+    """Threads as Ray has them in an actor: the same rows and shards as one after the other."""
+    settings, encoder, made = prepared(tmp_path)
+    monkeypatch.setattr(parts, "PART_BYTES", 3 * 32 * 32 * 3)
+    cut = parts_of(settings, encoder, made, rows_of(made, "tars"))
+    assert len(cut) > 2 * CALLS
+    found = []
+    for name, calls in (("one", 1), ("many", CALLS)):
+        files = EmbeddingFiles(str(tmp_path / name))
+        actor = actor_of(settings, files, 2)
+        begun = time.monotonic()
+        with ThreadPoolExecutor(calls) as threads:
+            rows = [row for table in threads.map(actor, cut) for row in table.to_pylist()]
+        took = time.monotonic() - begun
+        for row in rows:
+            assert Path(files.shard(row["unit"], row["part"])).stat().st_size == row["bytes"]
+        feeds = [row.pop("feed") for row in rows]
+        # What a device does, it does once
+        assert 0 < sum(feed["waited"] + feed["computed"] for feed in feeds) <= took
+        for row in rows:
+            del row["seconds"]
+        written = {p.name: p.read_bytes() for p in Path(tmp_path / name).rglob("*.arrow")}
+        found.append((rows, written))
+    assert found[0] == found[1] and len(found[0][1]) == len(cut)
+
+
+def test_an_error_in_one_of_several_calls_is_told(tmp_path, ray_session) -> None:
+    settings, encoder, made = prepared(tmp_path)
+    cut = parts_of(settings, encoder, made, rows_of(made, "tars"))
+    (tmp_path / "store").write_text("a file in the way of all shards")
+    actor = actor_of(settings, EmbeddingFiles(str(tmp_path / "store")), 8)
+    with ThreadPoolExecutor(CALLS) as threads:
+        rows = [row for table in threads.map(actor, cut) for row in table.to_pylist()]
+    assert len(rows) == len(cut)
+    assert all("cannot be written" in row["fatal"] for row in rows)
+
+
+def test_the_clock_of_a_device() -> None:
+    clock = DeviceClock()
+    assert clock.worked(10.0, 12.0) == (0.0, 2.0)  # before the first there was nothing to wait for
+    assert clock.worked(13.0, 16.0) == (1.0, 3.0)
+    assert clock.worked(14.0, 17.0) == (0.0, 1.0)  # begun while the one before was at work
+    assert clock.worked(15.0, 16.5) == (0.0, 0.0)  # told of late
+    with ExitStack() as calls:
+        for _ in range(CALLS):
+            calls.enter_context(clock.call())
+    # All were busy up to now, so that the device could be given nothing
+    now = time.monotonic()
+    assert clock.worked(now + 2, now + 3) == (pytest.approx(2, abs=0.1), pytest.approx(1))
+
+
 def test_dead_embedding_is_a_reject_not_a_row(tmp_path, ray_session) -> None:
     settings, encoder, made = prepared(tmp_path)
     weights = encoder.module.state_dict()
@@ -202,6 +256,27 @@ def test_the_pool_is_asked_for_without_a_warning(tmp_path, ray_session) -> None:
         stage._dataset(begun, encoder, pa.array(range(len(begun.plan))), last=True)
     # By their claims all actors would fit one node
     assert DataContext.get_current().scheduling_strategy == "SPREAD"
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "cluster", "expected"),
+    [
+        ({}, "gpu", {"CPU": 64, "GPU": 8}, (1, 8, stage.MOST_GPUS, 1)),
+        ({"workers": 5}, "gpu", {"CPU": 64, "GPU": 8}, (1, 5, 5, 1)),
+        ({"workers": 20}, "gpu", {"CPU": 64, "GPU": 8}, (1, 8, 20, 1)),
+        ({"workers": 20}, "gpu", {"CPU": 64}, (1, 1, 20, 1)),  # none yet
+        ({"actors_per_gpu": 2}, "gpu", {"GPU": 8}, (1, 16, 2 * stage.MOST_GPUS, 0.5)),
+        ({"actors_per_gpu": 2}, "gpu", {}, (1, 2, 2 * stage.MOST_GPUS, 0.5)),
+        ({"actors_per_gpu": 2, "workers": 3}, "gpu", {"GPU": 8}, (1, 3, 3, 0.5)),
+        ({"actors_per_gpu": 2}, "cpu", {"CPU": 2}, (1, 1, 1, 0)),
+        ({}, "cpu", {"CPU": 32}, (8, 8, 8, 0)),
+        ({"workers": 3}, "cpu", {"CPU": 32}, (3, 3, 3, 0)),
+    ],
+)
+def test_the_pool(settings: dict, device: str, cluster: dict, expected: tuple) -> None:
+    """Actors at least, at first, at most, and GPUs each."""
+    pool = stage.pool_of(EmbedSettings(**settings), device, cluster)
+    assert (pool.min_size, pool.initial_size, pool.max_size, pool.num_gpus) == expected
 
 
 @pytest.mark.parametrize(("images", "cpus"), [([10] * 7, 4), ([20_000] * 3, 1), ([1] * 5000, 2)])

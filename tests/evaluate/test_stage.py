@@ -20,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from curate.cli import main
 from curate.coreset.quality_on_ray import selection_quality
 from curate.embedding import encoders
-from curate.embedding.encoders import Embedder
+from curate.embedding.embedder import Embedder
 from curate.errors import CurateError
 from curate.evaluate.stage import EVALUATORS, evaluate, measure
 from curate.pipeline import run

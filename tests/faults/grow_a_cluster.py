@@ -35,7 +35,7 @@ class Here:
 def main() -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     own.connect(cluster.address)
-    pool = stage._pool(EmbedSettings(device="gpu"), "gpu")
+    pool = stage.pool_of(EmbedSettings(device="gpu"), "gpu", ray.cluster_resources())
     dataset = ray.data.range(UNITS, override_num_blocks=UNITS).map_batches(
         Here,
         batch_size=1,
