@@ -76,7 +76,7 @@ class Kept:
 
     def pattern(self) -> str:
         """A URI of new pieces, with a place for their number: others may be writing as well."""
-        return self.files.piece(uuid.uuid4().hex[:12] + "-{:04d}.npy")
+        return self.files.pieces(uuid.uuid4().hex[:12])
 
     def add(self, pieces: list[Piece]) -> None:
         """After which they are found."""

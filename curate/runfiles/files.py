@@ -134,6 +134,10 @@ class CandidateFiles(Folder):
     def piece(self, name: str) -> str:
         return join(self.folder, name)
 
+    def pieces(self, of: str) -> str:
+        """With a place for their number."""
+        return self.piece(of + "-{:04d}.npy")
+
 
 class RunFiles(Folder):
     """One run, with all that may be made from it later; its folder is the config's `output`."""
