@@ -24,14 +24,14 @@ SILENT_S = 30  # without a byte
 HTTP_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENT_S)
 # botocore tries five times, and s3fs five times that; with ours around them, two of each will do
 S3_TRIES = 2
+LOCAL = LocalFileSystem()  # to look its one instance up takes as long as to open a file
 S3_CONNECTIONS = 64  # botocore's ten would be all that is ever in flight
 
 
 def filesystem(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The filesystem of a URI and the path inside it."""
     if "://" not in uri:  # no chain for fsspec, though a name may have :: in it
-        local = LocalFileSystem()
-        return local, names.unescaped(local._strip_protocol(uri))
+        return LOCAL, names.unescaped(LOCAL._strip_protocol(uri))
     try:
         if is_web(uri):
             return url_to_fs(uri, client_kwargs={"timeout": HTTP_TIMEOUT})
