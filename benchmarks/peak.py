@@ -54,7 +54,7 @@ class PeakOfAll:
         self._look()
 
     def _poll(self) -> None:
-        while not self._stop.wait(0.1):
+        while not self._stop.wait(0.5):
             self._look()
 
     def _look(self) -> None:

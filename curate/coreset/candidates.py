@@ -8,6 +8,7 @@ its floor.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,7 @@ from curate.int8 import Block
 Lengths = NDArray[np.intp]  # (K,) entries, of each list at most
 
 LAST_POSITION = np.iinfo(np.int64).max
+LEAD_ROWS = 4096  # × 100 int32 is 1.6 MB
 CHUNK_ROWS = 1024  # × 512 float32 is 2 MB: widened, multiplied and compared while in cache
 
 
@@ -147,32 +149,25 @@ def scan(
     lengths: Lengths,
     floor: Floor,
     after: Floor | None = None,
+    lead: Lead | None = None,
 ) -> Candidates:
     """The candidates of one block of images, of which row i is at position first + i in plan order.
 
     lengths: at most so many a list. floor: nothing below it is wanted. after: nothing at or above
-    it is wanted either (a list is being continued).
+    it is wanted either (a list is being continued). lead: of these centroids, for blocks with int8
+    copies.
 
     Raises NotUnit for a row of the block that is no unit vector, where it is looked at in full.
     """
     found = Candidates.none(floor)
     fresh: list[Candidates] = []
     waiting, most = 0, max(int(lengths.sum()), 1 << 16)
-    lead = Lead.of(block, centroids)
-    for start in range(0, len(block.rows), CHUNK_ROWS):
-        chunk = slice(start, start + CHUNK_ROWS)
-        if lead is None:
-            here = np.arange(len(block.rows[chunk]))
-            rows = widen(block.rows[chunk])  # (c, D)
-        else:
-            here = lead.may_reach(chunk, found.floor.similarity)
-            if not len(here):
-                continue
-            rows = widen(block.rows[chunk][here])
+    for here in _looked_at(block, lead, floor):
+        rows = widen(block.rows[here])  # (c, D)
         try:
             check_unit(row_norms(rows))
         except NotUnit as error:
-            raise NotUnit(start + int(here[error.row]), error.norm) from None
+            raise NotUnit(int(here[error.row]), error.norm) from None
         near = rows @ centroids.f32.T  # (c, K), within centroids.error of the truth
         wanted = near >= float32(found.floor.similarity - centroids.error, towards=-np.inf)
         if after is not None:
@@ -181,7 +176,7 @@ def scan(
         if len(row_of) == 0:
             continue
         similarity = exact_pairs(rows, centroids, row_of, centroid_of)
-        position = here[row_of] + (first + start)
+        position = here[row_of] + first
         if after is not None:
             new = is_below(similarity, position, after.only(centroid_of))
             similarity, position, centroid_of = similarity[new], position[new], centroid_of[new]
@@ -192,6 +187,17 @@ def scan(
             found = best(_joined([found, *fresh], found.floor), lengths)
             fresh, waiting = [], 0
     return best(_joined([found, *fresh], found.floor), lengths)
+
+
+def _looked_at(block: Block, lead: Lead | None, floor: Floor) -> Iterator[NDArray[np.intp]]:
+    """Rows of the block, CHUNK_ROWS at a time: all, or those that the lead lets pass."""
+    rows = np.arange(len(block.rows))
+    if lead is not None and block.int8 is not None:
+        parts = range(0, len(rows), LEAD_ROWS)
+        found = [lead.may_reach(block.int8[p : p + LEAD_ROWS], floor.similarity) + p for p in parts]
+        rows = np.concatenate([np.empty(0, np.intp), *found])
+    for start in range(0, len(rows), CHUNK_ROWS):
+        yield rows[start : start + CHUNK_ROWS]
 
 
 def _joined(parts: list[Candidates], floor: Floor) -> Candidates:

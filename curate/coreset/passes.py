@@ -22,6 +22,7 @@ from ray import ObjectRef
 from curate import storage
 from curate.cluster import results
 from curate.coreset.candidates import Candidates, Floor, Lengths, scan
+from curate.coreset.lead import Lead
 from curate.coreset.lists import Held, InMemory, Piece, entries_of
 from curate.coreset.merge import merge
 from curate.coreset.similarity import Centroids, NotUnit
@@ -164,8 +165,9 @@ def _scan_group(
 ) -> Iterator[Candidates]:
     """Tables of no more entries than a process can sort; one at least."""
     parts, entries = [Candidates.none(floor)], 0
+    lead = Lead(centroids)
     for shard, first, block in _blocks(group, max(1024, PAIRS_AT_ONCE // centroids.k)):
-        part = _checked(shard, first, block, centroids, lengths, parts[0].floor, after)
+        part = _checked(shard, first, block, centroids, lengths, parts[0].floor, after, lead)
         parts.append(part)
         entries += len(part.centroid)
         if entries > MOST_ENTRIES:  # bounds memory, and raises the floor
@@ -214,6 +216,7 @@ def _checked(
     lengths: Lengths,
     floor: Floor,
     after: Floor | None,
+    lead: Lead,
 ) -> Candidates:
     """`scan`, with errors that name the file."""
     width = block.rows.shape[1]
@@ -223,7 +226,7 @@ def _checked(
             f"{centroids.f32.shape[1]}; both must come from one encoder"
         )
     try:
-        return scan(block, first, centroids, lengths=lengths, floor=floor, after=after)
+        return scan(block, first, centroids, lengths=lengths, floor=floor, after=after, lead=lead)
     except NotUnit as error:
         row = error.row + first - shard.first + shard.start
         trouble = (
@@ -234,10 +237,10 @@ def _checked(
         raise CurateError(f"{shard.uri}: the embedding in row {row} is {trouble}") from error
 
 
-def groups(shards: list[Shard]) -> list[list[Shard]]:
+def groups(shards: list[Shard], per_cpu: int = TASKS_PER_CPU) -> list[list[Shard]]:
     """Neighbouring shards for one task each, of about equal rows; large files cut at row ranges."""
     total = sum(shard.rows for shard in shards)
-    tasks = max(1, int(ray.cluster_resources().get("CPU", 1))) * TASKS_PER_CPU
+    tasks = max(1, int(ray.cluster_resources().get("CPU", 1))) * per_cpu
     # Of a cluster that is scaled down as well, none is to take hours
     target = min(max(1, -(-total // tasks)), MOST_ROWS)
     made: list[list[Shard]] = []

@@ -28,7 +28,8 @@ SHARE = 1 / 600
 LEAST_ROWS = 16_384
 MOST_ENTRIES = 4_000_000  # that are kept of all lists
 LISTED = 1 / 8  # of the sample, in each list: deeper than nearly all selections
-RUN_ROWS = 256  # that are read in one place
+RUN_ROWS = 256  # of one shard at least, of many small ones
+SIDE_BY_SIDE = 4  # rows of 512 dimensions fill a page, and a page is what is read
 MERGED_AT_ONCE = 16_000_000  # entries
 
 
@@ -52,7 +53,8 @@ class Sample:
         most = max(1, min(int(wanted * LISTED), MOST_ENTRIES // centroids.k))
         known = ray.put(centroids)
         tables = [
-            _sample_group.remote(group, known, wanted / total, most) for group in groups(shards)
+            _sample_group.remote(group, known, wanted / total, most)
+            for group in groups(shards, per_cpu=1)
         ]
         fan_in = max(2, MERGED_AT_ONCE // (centroids.k * most))
         while len(tables) > fan_in:
@@ -61,6 +63,9 @@ class Sample:
                 for i in range(0, len(tables), fan_in)
             ]
         near, position, sampled = _merged(most, results(tables))
+        order = np.argsort(-near, axis=1)
+        near = np.take_along_axis(near, order, axis=1)
+        position = np.take_along_axis(position, order, axis=1)
         # Positions in the sample alone: what is taken is known by a bit each
         position = np.unique(position, return_inverse=True)[1].reshape(near.shape)
         return Sample(near, position, total / max(sampled, 1), near.shape[1] == sampled)
@@ -105,29 +110,35 @@ def spared(ranks: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.ceil(ranks + 2 * np.sqrt(ranks) + 1)
 
 
-_Table = tuple[NDArray[np.float32], NDArray[np.int64], int]  # (K, R) both; images sampled
+# (K, R) both, positions of all lists (R,) where they hold the same; images sampled
+_Table = tuple[NDArray[np.float32], NDArray[np.int64], int]
 
 
 @ray.remote
 def _sample_group(group: list[Shard], centroids: Centroids, fraction: float, most: int) -> _Table:
-    """About `fraction` of the group's rows.
-
-    Runs of rows, so that reading stays sequential; of many shards only some are opened at all.
-    """
+    """About `fraction` of the group's rows; of many shards only some are opened at all."""
     rows = sum(shard.rows for shard in group)
     wanted = max(1, int(rows * fraction))
     opened = group[:: max(1, len(group) // max(1, wanted // RUN_ROWS))]
     each = max(1, wanted // len(opened))
-    tables = [_none(centroids.k)]
+    blocks, positions = [], [np.empty(0, np.int64)]
     for shard in opened:
         for block in read_embeddings(shard):
             if len(block) and block.shape[1] == centroids.f32.shape[1]:
-                chosen = np.arange(0, len(block), max(1, len(block) // each))[:each]
-                near = (similarity.widen(block[chosen]) @ centroids.f32.T).T
-                position = np.broadcast_to(chosen + shard.first, near.shape)
-                tables.append((near, position, len(chosen)))
+                chosen = _spread(len(block), each)
+                blocks.append(similarity.widen(block[chosen]) @ centroids.f32.T)
+                positions.append(chosen + shard.first)
             break
-    return _merged(most, tables)
+    near = np.concatenate([np.empty((0, centroids.k), np.float32), *blocks])
+    table = np.ascontiguousarray(near.T), np.concatenate(positions), len(near)
+    return table if len(near) <= most else _merged(most, [table])
+
+
+def _spread(rows: int, wanted: int) -> NDArray[np.intp]:
+    """About so many places among the rows, a page's worth side by side."""
+    starts = np.arange(0, rows, max(1, rows // wanted) * SIDE_BY_SIDE)
+    places = (starts[:, None] + np.arange(SIDE_BY_SIDE)).reshape(-1)
+    return places[places < rows][:wanted]
 
 
 @ray.remote
@@ -135,21 +146,13 @@ def _merge_samples(most: int, *tables: _Table) -> _Table:
     return _merged(most, list(tables))
 
 
-def _none(k: int) -> _Table:
-    return np.empty((k, 0), np.float32), np.empty((k, 0), np.int64), 0
-
-
 def _merged(most: int, tables: list[_Table]) -> _Table:
-    """The `most` best of each list."""
+    """The `most` best of each list, in any order."""
     near = np.concatenate([table[0] for table in tables], axis=1)
-    position = np.concatenate([table[1] for table in tables], axis=1)
+    positions = [np.broadcast_to(position, values.shape) for values, position, _ in tables]
+    position = np.concatenate(positions, axis=1)
     if near.shape[1] > most:
         best = np.argpartition(near, near.shape[1] - most, axis=1)[:, -most:]
         near = np.take_along_axis(near, best, axis=1)
         position = np.take_along_axis(position, best, axis=1)
-    order = np.argsort(-near, axis=1, kind="stable")
-    return (
-        np.take_along_axis(near, order, axis=1),
-        np.take_along_axis(position, order, axis=1),
-        sum(table[2] for table in tables),
-    )
+    return near, position, sum(table[2] for table in tables)
