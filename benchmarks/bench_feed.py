@@ -48,7 +48,7 @@ PREPROCESSING = Preprocessing(224, 0.875, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 RESIZED_PX = 256
 LIMITS = ImageSettings()
 SIZES = {(500, 375): 1600, (1600, 1200): 400}  # → images that readers read
-UNIT_IMAGES = 40  # so that there is something to share out
+UNITS = {"one reader": 400, "Ray Data": 40}  # images: near the job's own; enough to share out
 Pixels = NDArray[np.uint8]
 
 
@@ -161,25 +161,28 @@ def alternating(
     return count / mine, count / other, other / mine
 
 
-def reading_of(folder: Path, count: int, scratch: Path) -> tuple[plan.Plan, Reading, list[Path]]:
+def reading_of(
+    folder: Path, count: int, scratch: Path, unit_images: int
+) -> tuple[plan.Plan, Reading, list[Path]]:
     """A plan of `count` links to the files of a folder, in turn."""
     sources = sorted(folder.iterdir())
-    links = [scratch / f"links-{count}" / f"{i:05d}.jpg" for i in range(count)]
+    named = f"{count}-{unit_images}"
+    links = [scratch / f"links-{named}" / f"{i:05d}.jpg" for i in range(count)]
     links[0].parent.mkdir()
     for i, link in enumerate(links):
         link.symlink_to(sources[i % len(sources)])
     source = {"kind": "image_folder", "path": str(links[0].parent)}
     document = {"target": {**source, "limit": 1}, "open": [{"name": "photographs", **source}]}
-    document |= {"embed": {"unit_images": UNIT_IMAGES}, "output": str(scratch / "run")}
+    document |= {"embed": {"unit_images": unit_images}, "output": str(scratch / "run")}
     settings = config.parse(document, "benchmark")
-    made = plan.make(settings, PlanFiles(str(scratch / f"plan-{count}")))
+    made = plan.make(settings, PlanFiles(str(scratch / f"plan-{named}")))
     known = plan.by_name(settings)
     reading = Reading(made.files, known, settings.images, PREPROCESSING, True, stage.BOUNDS)
     return made, reading, links
 
 
 def one_process(folder: Path, count: int, rounds: int, scratch: Path) -> None:
-    made, reading, links = reading_of(folder, count, scratch)
+    made, reading, links = reading_of(folder, count, scratch, UNITS["one reader"])
     table, watch = made.table.slice(1), Watch.remote()
 
     def ours() -> int:
@@ -208,7 +211,7 @@ def under_ray_data(folder: Path, count: int, rounds: int, scratch: Path) -> None
     """Wall clock, all cores: the dataset of the job up to its actors."""
     cores = os.cpu_count() or 1
     few, many = count // 4, count // 4 + count
-    known = {n: reading_of(folder, n, scratch) for n in (few, many)}
+    known = {n: reading_of(folder, n, scratch, UNITS["Ray Data"]) for n in (few, many)}
     rates = []
     context = get_context("spawn")
     with ProcessPoolExecutor(cores, context, initializer=now, initargs=(first(folder),)) as pool:
