@@ -21,12 +21,11 @@ target domain, four centroids a class, so that centroids compete for images; the
 1,000 unrelated concepts. τ = 0.95 then stops after some hundreds of rounds.
 
 Of each the first call is printed beside the median. Ours is slower in its first: the workers then
-import what they need (2.3 s against 1.2). In a run the embedding has started them.
+import what they need. In a run the embedding has started them.
 
-Expected on 2 idle cores (AMD EPYC, Zen 4): floor 0.7 s, ours 1.1 s. The aims are ours ≥ 10 × faster
-than paper, ≥ 5 × than faiss, ≤ 1.6 × the floor, no process over 1.5 GB, and for ten times the
-images ≤ 11 × the time in the same memory. On a busy machine the ratios mean little: ours has more
-processes than the others to be kept waiting.
+Expected on 2 idle CPUs (AMD EPYC, Zen 4, the two of one core): floor 0.89 s, ours 0.86 s, of which
+0.14 are the sample, 0.05 the rounds and some 0.1 Ray's; paper 27 s, faiss 13 s. On a busy machine
+the ratios mean little: ours has more processes than the others to be kept waiting.
 """
 
 from __future__ import annotations
@@ -360,7 +359,7 @@ def against_baselines(folder: Path, args: argparse.Namespace) -> bool:
     mine = median(ours.seconds)
     print(f"{len(ours.images):,} images in {ours.rounds:,} rounds")
     print(f"ours / floor   {mine / median(floor.seconds):5.2f}   (aim: at most 0.7)")
-    print(f"paper / ours   {median(paper.seconds) / mine:5.1f}   (aim: at least 10)")
+    print(f"paper / ours   {median(paper.seconds) / mine:5.1f}   (aim: at least 15)")
     print(f"faiss / ours   {median(faiss.seconds) / mine:5.1f}   (aim: at least 5)")
     return all([compare("paper", paper, ours), compare("faiss", faiss, ours)])
 
