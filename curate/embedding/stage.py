@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 UNITS_AT_ONCE = 20_000  # of one dataset: what the driver keeps of it stays small
 BLOCK_IMAGES = 10_000  # that a reader lost with its node repeats at most
 BLOCKS_PER_CPU = 16  # at least: while the last are read, cores may be idle
+IN_STEP = 0.05  # of all seconds, that one may wait for the other
 GUESSED_BYTES = 100_000  # of an image, where a unit does not know how many it has
 FIRST_PAUSE_S = 5.0  # before units that could not be read are tried again; doubled each time
 LONGEST_PAUSE_S = 120.0
@@ -103,7 +104,10 @@ class Failure:
 
 def _fed(feed: Mapping[str, float]) -> str:
     """Where the seconds went, of all readers together and of all actors."""
-    short = "readers" if feed["waited"] > feed["held up"] else "actors"
+    waited, held = feed["waited"], feed["held up"]
+    if max(waited, held) < IN_STEP * sum(feed.values()):
+        return f"{spent(feed)}; readers and actors keep step"
+    short = "readers" if waited > held else "actors"
     return f"{spent(feed)}; {short} are what there is too little of"
 
 

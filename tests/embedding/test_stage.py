@@ -17,7 +17,7 @@ import pytest
 from ray.data import DataContext
 
 from curate.embedding import encoders, parts, stage
-from curate.embedding.actors import CALLS, DeviceClock, EmbedParts
+from curate.embedding.actors import CALLS, FEED, DeviceClock, EmbedParts
 from curate.embedding.careful import Bounds, Watch
 from curate.embedding.parts import Reading, read_parts
 from curate.pipeline import run
@@ -293,3 +293,15 @@ def test_blocks_are_whole_units_in_order(images: list[int], cpus: int) -> None:
 def test_units_of_unknown_images_are_weighed_by_their_bytes() -> None:
     tars = pa.table({"images": pa.nulls(4, pa.int64()), "size": [10**9, 10**9, 10**5, 10**5]})
     assert [len(block) for block in stage._blocks(tars, 1)] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("spans", "said"),
+    [
+        ({"read": 4.0, "waited": 0.1, "computed": 2.0}, "readers and actors keep step"),
+        ({"read": 4.0, "waited": 2.0, "computed": 2.0}, "readers are what there is too little of"),
+        ({"read": 4.0, "held up": 2.0, "waited": 0.5}, "actors are what there is too little of"),
+    ],
+)
+def test_which_there_is_too_little_of(spans: dict[str, float], said: str) -> None:
+    assert stage._fed(dict.fromkeys(FEED, 0.0) | spans).endswith(f"; {said}")
