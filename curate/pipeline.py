@@ -122,15 +122,12 @@ def _select(begun: list[_Begun]) -> None:
         for one in begun:
             stages.enter_context(one.status.stage("select"))
         for together in _by_open_set(begun):
+            ready = [(one, one.found, one.centres) for one in together if one.found is not None]
             selections = coreset.choose_all(
-                [one.run.settings.coreset for one in together],
-                [one.found for one in together if one.found is not None],
-                [one.centres for one in together],
-                [
-                    coreset.kept_of(one.run, one.found, one.centres)
-                    for one in together
-                    if one.found is not None
-                ],
+                [one.run.settings.coreset for one, _, _ in ready],
+                [found for _, found, _ in ready],
+                [centres for _, _, centres in ready],
+                [coreset.kept_of(one.run, found, centres) for one, found, centres in ready],
             )
             for one, selection in zip(together, selections, strict=True):
                 one.selection = selection

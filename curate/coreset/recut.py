@@ -43,7 +43,7 @@ class Limits:
         )
 
     def on(self, coreset: CoresetSettings) -> CoresetSettings:
-        """Raises CurateError where there is nothing to change, or no limit would be left."""
+        """The run's selection under these. Raises CurateError where there is nothing to change."""
         changes: dict[str, Any] = {}
         if self.tau is not None:
             changes["tau"] = None if self.tau == "none" else self.tau
