@@ -29,7 +29,6 @@ from curate.int8 import Block
 Lengths = NDArray[np.intp]  # (K,) entries, of each list at most
 
 LAST_POSITION = np.iinfo(np.int64).max
-LEAD_ROWS = 4096  # × 100 int32 is 1.6 MB
 CHUNK_ROWS = 1024  # × 512 float32 is 2 MB: widened, multiplied and compared while in cache
 
 
@@ -193,9 +192,7 @@ def _looked_at(block: Block, lead: Lead | None, floor: Floor) -> Iterator[NDArra
     """Rows of the block, CHUNK_ROWS at a time: all, or those that the lead lets pass."""
     rows = np.arange(len(block.rows))
     if lead is not None and block.int8 is not None:
-        parts = range(0, len(rows), LEAD_ROWS)
-        found = [lead.may_reach(block.int8[p : p + LEAD_ROWS], floor.similarity) + p for p in parts]
-        rows = np.concatenate([np.empty(0, np.intp), *found])
+        rows = lead.may_reach(block.int8, floor.similarity)
     for start in range(0, len(rows), CHUNK_ROWS):
         yield rows[start : start + CHUNK_ROWS]
 

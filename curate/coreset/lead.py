@@ -23,6 +23,7 @@ LONGEST = 1 + NORM_TOLERANCE  # a unit row or centroid
 SHORTEST = 1 - NORM_TOLERANCE
 SLACK = 1e-6  # of float32 products of numbers to about 1, and their comparison
 WORTH_IT = 0.5  # of the rows may pass at most; beyond, to look first is work for nothing
+ROWS_AT_ONCE = 4096  # × 100 int32 is 1.6 MB
 AROUND = 4  # centroids about one that is asked first
 
 
@@ -36,11 +37,15 @@ class Lead:
 
     def may_reach(self, rows: Int8, floor: NDArray[np.float64]) -> NDArray[np.intp]:
         """Which of the rows may come up to any centroid's floor (K,)."""
-        here = np.arange(len(rows.scale))
         if np.isneginf(floor).any():
-            return here
-        here = self._chosen.passing(rows, here, self._floor_of_chosen(floor))
-        return self._all.passing(rows, here, floor)
+            return np.arange(len(rows.scale))
+        of_chosen = self._floor_of_chosen(floor)
+        found = [np.empty(0, np.intp)]
+        for start in range(0, len(rows.scale), ROWS_AT_ONCE):
+            part = rows[start : start + ROWS_AT_ONCE]
+            here = self._chosen.passing(part, np.arange(len(part.scale)), of_chosen)
+            found.append(self._all.passing(part, here, floor) + start)
+        return np.concatenate(found)
 
     def _floor_of_chosen(self, floor: NDArray[np.float64]) -> NDArray[np.float64]:
         """How near a row comes at least to the chosen centroid of one whose floor it reaches."""

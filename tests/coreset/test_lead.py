@@ -99,7 +99,7 @@ def test_a_scan_finds_the_same_with_and_without(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK_ROWS", 7)
         patch.setattr(lead, "WORTH_IT", 2.0 if seed % 2 else 0.5)
-        patch.setattr(module, "LEAD_ROWS", 13)
+        patch.setattr(lead, "ROWS_AT_ONCE", 13)
         one = scan(Block(rows, quantise(rows)), first, ready, **limits, lead=Lead(ready))
         other = scan(Block(rows), first, ready, **limits)
     for field in ("centroid", "similarity", "position"):
