@@ -18,13 +18,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 from typing import IO
 
 import ray
 
-from curate.images import EncodedImage, Preprocessing, Refused
+from curate.images import EncodedImage, Preprocessing, Refused, load_resize
 from curate.settings import ImageSettings, SourceSettings
 from curate.sources import Changed, Unit, read_unit
 from curate.storage import Unavailable
@@ -35,7 +36,7 @@ OUT_OF_MEMORY = 77  # exit status
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of one image: seconds to decode it; of the process: bytes of memory."""
+    """Of one image: seconds to decode it; of the process: bytes of memory beside its libraries."""
 
     seconds: float = 120.0
     memory: int = 8 << 30
@@ -164,9 +165,15 @@ def _ending(status: int) -> str:
     return "out of memory" if status == OUT_OF_MEMORY else f"exit status {status}"
 
 
+def _mapped_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
 def _main() -> None:
     careful, first, stop, skip = pickle.load(sys.stdin.buffer)
-    resource.setrlimit(resource.RLIMIT_AS, (careful.bounds.memory, careful.bounds.memory))
+    load_resize()  # maps gigabytes of addresses that it never touches
+    limit = _mapped_bytes() + careful.bounds.memory
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         for doing, place in careful.read(first, stop, skip):

@@ -118,13 +118,14 @@ def _decode_into(
     if item.data is None:
         part.reject(item, "read", item.error or "no bytes")
         return
+    sha256 = hashlib.sha256(item.data).hexdigest()  # while the bytes are in the CPU's cache
     try:
         image = EncodedImage(item.data, images)
         pixels = preprocessing.pixels(image)
     except Refused as reason:
         part.reject(item, "decode", str(reason))
         return
-    part.add(item, image.width, image.height, pixels)
+    part.add(item, image.width, image.height, sha256, pixels)
 
 
 class _Part:
@@ -147,12 +148,13 @@ class _Part:
     def full(self) -> bool:
         return len(self.images) + len(self.rejects) >= self.capacity
 
-    def add(self, item: Item, width: int, height: int, pixels: NDArray[np.uint8]) -> None:
-        assert item.data is not None
+    def add(
+        self, item: Item, width: int, height: int, sha256: str, pixels: NDArray[np.uint8]
+    ) -> None:
         self.pixels[len(self.images)] = pixels
         names = (public(item.key), public(item.uri))
         known = (*names, item.offset, item.size, item.row, item.label)
-        self.images.append((*known, width, height, hashlib.sha256(item.data).hexdigest()))
+        self.images.append((*known, width, height, sha256))
 
     def reject(self, item: Item, stage: Stage, reason: str) -> None:
         if not item.key:  # what is wrong is the whole unit
