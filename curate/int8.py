@@ -25,7 +25,7 @@ class Int8:
     scale: NDArray[np.float32]
     error: NDArray[np.float32]
 
-    def __getitem__(self, rows: slice) -> Int8:
+    def __getitem__(self, rows: slice | NDArray[np.intp]) -> Int8:
         return Int8(self.values[rows], self.scale[rows], self.error[rows])
 
 

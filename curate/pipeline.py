@@ -1,20 +1,20 @@
 """A whole run, stage by stage. Stages meet in files under `output`, so each can be resumed.
 
-(pretrain on X →) plan → embed → count → centroids → select → manifest (→ pretrain on X ∪ I)
+(pretrain on X →) plan → embed → count → centroids → select → manifest → figures
+(→ pretrain on X ∪ I)
 """
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import asdict, dataclass, field, replace
 
 from curate import storage
 from curate.coreset import manifest
 from curate.coreset import stage as coreset
+from curate.coreset.figures_on_ray import figures_of
 from curate.coreset.rounds import Selection
+from curate.coreset.rules import Guide
 from curate.embedding import encoders
 from curate.embedding.encoders import Encoder
 from curate.embedding.stage import device_of, embed
@@ -77,7 +77,7 @@ class _Begun:
     embedded_now: int = 0
     feed: dict[str, float] | None = None
     found: Embedded | None = None
-    centres: NDArray[np.float32] | None = None
+    guide: Guide = field(default_factory=Guide)
     selection: Selection | None = None
 
 
@@ -115,19 +115,18 @@ def _select(begun: list[_Begun]) -> None:
     for one in begun:
         with one.status.stage("centroids"):
             one.found = coreset.embedded(one.run)
-            one.centres = coreset.centroids_of(one.found, one.run.settings.coreset)
-            if one.centres is not None:
-                coreset.save_centroids(one.run.files.centroids, one.centres)
+            one.guide = coreset.guide_of(one.found, one.run.settings.coreset)
+            coreset.save_guide(one.run.files, one.guide)
     with ExitStack() as stages:
         for one in begun:
             stages.enter_context(one.status.stage("select"))
         for together in _by_open_set(begun):
-            ready = [(one, one.found, one.centres) for one in together if one.found is not None]
+            ready = [(one, one.found, one.guide) for one in together if one.found is not None]
             selections = coreset.choose_all(
                 [one.run.settings.coreset for one, _, _ in ready],
                 [found for _, found, _ in ready],
-                [centres for _, _, centres in ready],
-                [coreset.kept_of(one.run, found, centres) for one, found, centres in ready],
+                [guide for _, _, guide in ready],
+                [coreset.kept_of(one.run, found, guide) for one, found, guide in ready],
             )
             for one, selection in zip(together, selections, strict=True):
                 one.selection = selection
@@ -155,6 +154,8 @@ def _finished(one: _Begun) -> Summary:
     with status.stage("manifest"):
         chosen = coreset.write_manifest(files.manifest, settings.coreset, one.found, one.selection)
         manifest.write_rounds(files.rounds, one.selection.rounds)
+    with status.stage("figures"):
+        figures = figures_of(one.found, one.selection.position)
 
     counts = one.counts.selecting(chosen)
     accounts.check(counts, len(one.selection.position))
@@ -166,6 +167,7 @@ def _finished(one: _Begun) -> Summary:
         embedded_now=images,
         images_per_s=round(images / status.seconds["embed"], 1) if images else None,
         feed=one.feed or None,
+        figures=asdict(figures),
     )
     if settings.pretrain and "coreset" in settings.pretrain.data:
         with status.stage("pretrain"):

@@ -47,7 +47,11 @@ ORDER = [
 ]
 # No Ray and no files: arrays in, arrays out. A folder stands for all of its files.
 PURE = [
-    *(f"coreset.{n}" for n in ("similarity", "lead", "candidates", "merge", "lists", "rounds")),
+    *(
+        f"coreset.{n}"
+        for n in ("similarity", "lead", "candidates", "merge", "lists", "rounds", "best")
+    ),
+    *("coreset.allowed", "coreset.ratio", "coreset.figures"),
     *(
         "coreset.centroids",
         "coreset.whitening",

@@ -34,6 +34,10 @@ def coreset_of(
     if arm.kind in ("simcore", "simcore-k1"):
         changes = {"method": "simcore", "clusters": clusters, "tau": arm.tau, "budget": p}
         return common.model_copy(update={**changes, "budget_times_target": None})
+    if arm.kind in ("ratio", "gate", "resample"):
+        changes = {"method": arm.kind, "clusters": clusters, "tau": arm.tau, "budget": p}
+        changes |= {"ratio": arm.ratio or common.ratio, "gate": arm.gate or common.gate}
+        return common.model_copy(update={**changes, "budget_times_target": None, "labels": None})
     if arm.kind == "simcore-stop":
         tau = common.tau if arm.tau is None else arm.tau
         limit = common.budget_times_target

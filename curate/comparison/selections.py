@@ -8,6 +8,7 @@ from curate import storage
 from curate.comparison.arms import coreset_of, selection_name
 from curate.comparison.table import Selected
 from curate.coreset import stage as coresets
+from curate.coreset.figures_on_ray import figures_of
 from curate.coreset.quality_on_ray import selection_quality
 from curate.runfiles.memo import Memo
 from curate.runfiles.run import Embedded, Run
@@ -50,10 +51,16 @@ def _selected(
     if earlier is not None and storage.exists(uri):
         return Selected(**earlier["found"])
     memo.forget()
-    centres = coresets.centroids_of(embedded, coreset)
-    chosen = coresets.choose(coreset, embedded, centres)
+    chosen = coresets.choose(coreset, embedded, coresets.guide_of(embedded, coreset))
     coresets.write_manifest(uri, coreset, embedded, chosen)
-    found = replace(selected, selected=len(chosen.position))
+    figures = figures_of(embedded, chosen.position)
+    found = replace(
+        selected,
+        selected=len(chosen.position),
+        relevance=figures.relevance,
+        clusters=figures.clusters,
+        nearest=figures.nearest,
+    )
     if labels:
         one = selection_quality(embedded, uri, set(labels))
         found = replace(

@@ -7,6 +7,12 @@ from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
+SELECTIONS = (
+    "Relevance: share of the images that are as much like the target as half of its own are. "
+    "Clusters: effective number of the open set's that they are in. Nearest: mean cosine to the "
+    "most similar other image. None of these needs a label."
+)
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -33,6 +39,9 @@ class Selected:
     base_share: float | None = None
     lift: float | None = None
     recall: float | None = None
+    relevance: float | None = None  # and the next two: see coreset.figures
+    clusters: float | None = None
+    nearest: float | None = None
 
 
 @dataclass(frozen=True)
@@ -127,14 +136,19 @@ def _shown(cell: Cell | None) -> str:
 def _selections(rows: list[Selected]) -> list[str]:
     if not rows:
         return []
-    lines = ["## What was selected", "", _row(["target", "arm", "images", "oracle share", "lift"])]
-    lines.append("|---|---|---:|---:|---:|")
+    heads = ["target", "arm", "images", "oracle share", "lift", "relevance", "clusters", "nearest"]
+    lines = ["## What was selected", "", _row(heads), "|---|---|" + "---:|" * (len(heads) - 2)]
     for row in rows:
         arm = row.arm if row.seed == 0 else f"{row.arm}, seed {row.seed}"
-        share = "–" if row.oracle_share is None else f"{row.oracle_share:.1%}"
-        lift = "–" if row.lift is None else f"{row.lift:.2f}"
-        lines.append(_row([row.target, arm, f"{row.selected:,}", share, lift]))
-    return [*lines, ""]
+        share, lift = _figure(row.oracle_share, "{:.1%}"), _figure(row.lift, "{:.2f}")
+        own = {"relevance": "{:.1%}", "clusters": "{:.1f}", "nearest": "{:.3f}"}
+        figures = [_figure(getattr(row, name), form) for name, form in own.items()]
+        lines.append(_row([row.target, arm, f"{row.selected:,}", share, lift, *figures]))
+    return [*lines, "", SELECTIONS, ""]
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "–" if value is None else form.format(value)
 
 
 def _row(values: list[str]) -> str:

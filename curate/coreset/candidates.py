@@ -149,19 +149,20 @@ def scan(
     floor: Floor,
     after: Floor | None = None,
     lead: Lead | None = None,
+    only: NDArray[np.intp] | None = None,
 ) -> Candidates:
     """The candidates of one block of images, of which row i is at position first + i in plan order.
 
     lengths: at most so many a list. floor: nothing below it is wanted. after: nothing at or above
     it is wanted either (a list is being continued). lead: of these centroids, for blocks with int8
-    copies.
+    copies. only: rows of the block, sorted; the others are no images of the set.
 
     Raises NotUnit for a row of the block that is no unit vector, where it is looked at in full.
     """
     found = Candidates.none(floor)
     fresh: list[Candidates] = []
     waiting, most = 0, max(int(lengths.sum()), 1 << 16)
-    for here in _looked_at(block, lead, floor):
+    for here in _looked_at(block, lead, floor, only):
         rows = widen(block.rows[here])  # (c, D)
         try:
             check_unit(row_norms(rows))
@@ -188,11 +189,14 @@ def scan(
     return best(_joined([found, *fresh], found.floor), lengths)
 
 
-def _looked_at(block: Block, lead: Lead | None, floor: Floor) -> Iterator[NDArray[np.intp]]:
+def _looked_at(
+    block: Block, lead: Lead | None, floor: Floor, only: NDArray[np.intp] | None
+) -> Iterator[NDArray[np.intp]]:
     """Rows of the block, CHUNK_ROWS at a time: all, or those that the lead lets pass."""
-    rows = np.arange(len(block.rows))
+    rows = np.arange(len(block.rows)) if only is None else only
     if lead is not None and block.int8 is not None:
-        rows = lead.may_reach(block.int8, floor.similarity)
+        copies = block.int8 if only is None else block.int8[only]
+        rows = rows[lead.may_reach(copies, floor.similarity)]
     for start in range(0, len(rows), CHUNK_ROWS):
         yield rows[start : start + CHUNK_ROWS]
 

@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.coreset import similarity
+from curate.coreset.allowed import Allowed
+from curate.coreset.best import Best
 from curate.coreset.candidates import Floor
 from curate.coreset.grown import grow
 from curate.coreset.kept import Kept
@@ -45,6 +47,7 @@ class Wanted:
     limits: Limits
     length: int | None = None
     kept: Kept | None = None
+    by_score: bool = False  # the first images of its one list, without rounds
 
 
 OnRefill = Callable[[int, int], None]  # is told of lists, and of images that the longest gets
@@ -65,17 +68,23 @@ def select(
 
 
 def select_all(
-    shards: list[Shard], wanted: list[Wanted], *, on_refill: OnRefill | None = None
+    shards: list[Shard],
+    wanted: list[Wanted],
+    *,
+    allowed: Allowed | None = None,
+    on_refill: OnRefill | None = None,
 ) -> list[Selection]:
     """The coreset of all the shards' images for each target, the same as the brute-force definition
     gives. The centroids of all targets are scanned together, and their lists refilled together;
     their rounds know nothing of each other.
 
+    allowed: the open set is these images alone, where it is given.
+
     Raises CurateError for embeddings of another width than the centroids, or not of unit norm.
     """
     if not wanted:
         return []
-    open_set = _OpenSet(shards, _joined([_prepared(one.centroids) for one in wanted]))
+    open_set = _OpenSet(shards, _joined([_prepared(one.centroids) for one in wanted]), allowed)
     ends = np.cumsum([len(one.centroids) for one in wanted])
     searches = [
         _Search(one, np.arange(end - len(one.centroids), end), open_set)
@@ -96,7 +105,7 @@ def select_all(
 def _pass(open_set: _OpenSet, searches: list[_Search], asks: list[Ask]) -> None:
     if not asks:
         return
-    found = one_pass(open_set.shards, open_set.centroids, asks)
+    found = one_pass(open_set.shards, open_set.centroids, asks, open_set.allowed)
     for search, ask, pieces in zip(searches, asks, found, strict=True):
         search.add(pieces, ask)
 
@@ -120,10 +129,11 @@ def _joined(ready: list[Centroids]) -> Centroids:
 
 @dataclass(frozen=True)
 class _OpenSet:
-    """All shards, and the centroids of all targets."""
+    """All shards, the centroids of all targets, and which images there are."""
 
     shards: list[Shard]
     centroids: Centroids
+    allowed: Allowed | None
 
     @property
     def images(self) -> int:
@@ -131,7 +141,7 @@ class _OpenSet:
 
     @cached_property
     def sample(self) -> Sample | None:
-        return Sample.take(self.shards, self.centroids)
+        return Sample.take(self.shards, self.centroids, self.allowed)
 
 
 def first_length(k: int, total: int, budget: int | None) -> int:
@@ -158,7 +168,11 @@ class _Search:
 
     def _begin(self, lists: Lists) -> None:
         self.lists = lists
-        self.rounds = Rounds(lists, self.open_set.images, self.wanted.limits)
+        self.rounds: Rounds | Best
+        if self.wanted.by_score:
+            self.rounds = Best(lists, self.wanted.limits.budget)
+        else:
+            self.rounds = Rounds(lists, self.open_set.images, self.wanted.limits)
 
     @property
     def selection(self) -> Selection:

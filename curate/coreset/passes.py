@@ -21,6 +21,7 @@ from ray import ObjectRef
 
 from curate import storage
 from curate.cluster import results
+from curate.coreset.allowed import Allowed
 from curate.coreset.candidates import Candidates, Floor, Lengths, scan
 from curate.coreset.lead import Lead
 from curate.coreset.lists import Held, InMemory, Piece, entries_of
@@ -59,8 +60,15 @@ class Ask:
     older: Callable[[int, int], Candidates] | None = None
 
 
-def one_pass(shards: list[Shard], centroids: Centroids, asks: list[Ask]) -> list[list[Piece]]:
+def one_pass(
+    shards: list[Shard],
+    centroids: Centroids,
+    asks: list[Ask],
+    allowed: Allowed | None = None,
+) -> list[list[Piece]]:
     """What each asks for: pieces, of which the centroids count from 0 in each ask.
+
+    allowed: the images there are; all where it is not given.
 
     Raises CurateError for embeddings of another width than the centroids, or not of unit norm.
     """
@@ -69,8 +77,10 @@ def one_pass(shards: list[Shard], centroids: Centroids, asks: list[Ask]) -> list
     # A floor that lets in more than was asked for is raised when lists are twice as long
     lengths = 2 * np.concatenate([ask.lengths for ask in asks])
     after = _joined_after(asks)
+    may_be: Any = None if allowed is None else ray.put(allowed)
     scans: list[Any] = [
-        _scan_group.remote(group, scanned, floor, lengths, after) for group in groups(shards)
+        _scan_group.remote(group, scanned, floor, lengths, after, may_be)
+        for group in groups(shards)
     ]
     tables: list[ObjectRef] = [table for made in scans for table in made]
     ranges = list(_ranges(asks))
@@ -161,13 +171,20 @@ def _merge_range(
 
 @ray.remote
 def _scan_group(
-    group: list[Shard], centroids: Centroids, floor: Floor, lengths: Lengths, after: Floor | None
+    group: list[Shard],
+    centroids: Centroids,
+    floor: Floor,
+    lengths: Lengths,
+    after: Floor | None,
+    allowed: Allowed | None,
 ) -> Iterator[Candidates]:
     """Tables of no more entries than a process can sort; one at least."""
     parts, entries = [Candidates.none(floor)], 0
     lead = Lead(centroids)
-    for shard, first, block in _blocks(group, max(1024, PAIRS_AT_ONCE // centroids.k)):
-        part = _checked(shard, first, block, centroids, lengths, parts[0].floor, after, lead)
+    for shard, first, block in blocks_of(group, max(1024, PAIRS_AT_ONCE // centroids.k)):
+        only = None if allowed is None else allowed.rows(first, len(block.rows))
+        floor = parts[0].floor
+        part = _checked(shard, first, block, centroids, lengths, floor, after, lead, only)
         parts.append(part)
         entries += len(part.centroid)
         if entries > MOST_ENTRIES:  # bounds memory, and raises the floor
@@ -179,7 +196,7 @@ def _scan_group(
     yield merge(parts, lengths)
 
 
-def _blocks(group: list[Shard], most_rows: int) -> Iterator[tuple[Shard, int, Block]]:
+def blocks_of(group: list[Shard], most_rows: int) -> Iterator[tuple[Shard, int, Block]]:
     """Blocks of the shards, and where they begin in plan order."""
     for shard, blocks in _read_ahead(group):
         first = shard.first
@@ -217,6 +234,7 @@ def _checked(
     floor: Floor,
     after: Floor | None,
     lead: Lead,
+    only: NDArray[np.intp] | None,
 ) -> Candidates:
     """`scan`, with errors that name the file."""
     width = block.rows.shape[1]
@@ -226,7 +244,9 @@ def _checked(
             f"{centroids.f32.shape[1]}; both must come from one encoder"
         )
     try:
-        return scan(block, first, centroids, lengths=lengths, floor=floor, after=after, lead=lead)
+        return scan(
+            block, first, centroids, lengths=lengths, floor=floor, after=after, lead=lead, only=only
+        )
     except NotUnit as error:
         row = error.row + first - shard.first + shard.start
         trouble = (

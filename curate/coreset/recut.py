@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from curate.coreset import stage
 from curate.coreset.rounds import Selection, StoppedBecause
+from curate.coreset.rules import Guide
 from curate.errors import CurateError
 from curate.runfiles.run import Embedded, Run
 from curate.settings import CoresetSettings
@@ -99,8 +100,8 @@ def sweep(run: Run) -> list[Cut]:
 
 
 def _choose(run: Run, coreset: CoresetSettings, found: Embedded) -> Selection:
-    centres = _centroids(run)
-    return stage.choose(coreset, found, centres, stage.kept_of(run, found, centres))
+    guide = Guide(_centroids(run))
+    return stage.choose(coreset, found, guide, stage.kept_of(run, found, guide))
 
 
 def thresholds(own: float | None) -> list[float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import ray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from curate.cluster import results
 from curate.coreset import similarity
+from curate.coreset.allowed import Allowed
 from curate.coreset.candidates import Floor
 from curate.coreset.lists import ENTRY, InMemory, Lists, Piece
 from curate.coreset.passes import groups
@@ -44,16 +46,19 @@ class Sample:
     is_all: bool  # whether no sampled image is left out of a list
 
     @staticmethod
-    def take(shards: list[Shard], centroids: Centroids) -> Sample | None:
+    def take(
+        shards: list[Shard], centroids: Centroids, allowed: Allowed | None = None
+    ) -> Sample | None:
         """Evenly spread rows; None of a set too small to be worth it."""
-        total = sum(shard.rows for shard in shards)
+        total = sum(shard.rows for shard in shards) if allowed is None else allowed.count
         wanted = max(LEAST_ROWS, int(total * SHARE))
         if total < 4 * wanted:
             return None
         most = max(1, min(int(wanted * LISTED), MOST_ENTRIES // centroids.k))
         known = ray.put(centroids)
+        may_be: Any = None if allowed is None else ray.put(allowed)
         tables = [
-            _sample_group.remote(group, known, wanted / total, most)
+            _sample_group.remote(group, known, wanted / total, most, may_be)
             for group in groups(shards, per_cpu=1)
         ]
         fan_in = max(2, MERGED_AT_ONCE // (centroids.k * most))
@@ -115,9 +120,17 @@ _Table = tuple[NDArray[np.float32], NDArray[np.int64], int]
 
 
 @ray.remote
-def _sample_group(group: list[Shard], centroids: Centroids, fraction: float, most: int) -> _Table:
+def _sample_group(
+    group: list[Shard],
+    centroids: Centroids,
+    fraction: float,
+    most: int,
+    allowed: Allowed | None,
+) -> _Table:
     """About `fraction` of the group's rows; of many shards only some are opened at all."""
     rows = sum(shard.rows for shard in group)
+    if allowed is not None:
+        rows = len(allowed.rows(group[0].first, rows))
     wanted = max(1, int(rows * fraction))
     opened = group[:: max(1, len(group) // max(1, wanted // RUN_ROWS))]
     each = max(1, wanted // len(opened))
@@ -126,6 +139,9 @@ def _sample_group(group: list[Shard], centroids: Centroids, fraction: float, mos
         for block in read_embeddings(shard):
             if len(block) and block.shape[1] == centroids.f32.shape[1]:
                 chosen = _spread(len(block), each)
+                if allowed is not None:
+                    inside = allowed.rows(shard.first, len(block))
+                    chosen = inside[_spread(len(inside), each)]
                 blocks.append(similarity.widen(block[chosen]) @ centroids.f32.T)
                 positions.append(chosen + shard.first)
             break
@@ -136,7 +152,7 @@ def _sample_group(group: list[Shard], centroids: Centroids, fraction: float, mos
 
 def _spread(rows: int, wanted: int) -> NDArray[np.intp]:
     """About so many places among the rows, a page's worth side by side."""
-    starts = np.arange(0, rows, max(1, rows // wanted) * SIDE_BY_SIDE)
+    starts = np.arange(0, rows, max(1, rows // max(wanted, 1)) * SIDE_BY_SIDE)
     places = (starts[:, None] + np.arange(SIDE_BY_SIDE)).reshape(-1)
     return places[places < rows][:wanted]
 

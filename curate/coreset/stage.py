@@ -1,6 +1,6 @@
 """A run's embeddings → a coreset's manifest, by any of coreset.method, as often as one likes.
 
-embedding shards ──> centroids ──> select ──> manifest
+embedding shards ──> guide (centroids, ratio) ──> select ──> manifest
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate import __version__, storage
-from curate.coreset import baselines, centroids, manifest, whitened_shards
+from curate.coreset import baselines, manifest, rules, whitened_shards
 from curate.coreset.kept import Kept
 from curate.coreset.on_ray import Wanted, select_all
+from curate.coreset.ratio import Linear
 from curate.coreset.rounds import Limits, Selection
+from curate.coreset.rules import Guide
 from curate.errors import CurateError
 from curate.runfiles import embeddings, shards, store
+from curate.runfiles.files import RunFiles
 from curate.runfiles.run import Embedded, Run
 from curate.runfiles.summary import Outcome
 from curate.settings import CoresetSettings
@@ -31,20 +34,30 @@ def embedded(run: Run) -> Embedded:
     return found if dims is None else whitened_shards.whitened(found, dims, run.files)
 
 
-def centroids_of(found: Embedded, coreset: CoresetSettings) -> NDArray[np.float32] | None:
-    """(K, D) unit rows from the target set's embeddings; None for methods that need none."""
-    if coreset.method != "simcore":
-        return None
+def guide_of(found: Embedded, coreset: CoresetSettings) -> Guide:
+    """What the method goes by, from the target set's embeddings, and a sample of the open set's.
+
+    Raises CurateError for a target set that is too small.
+    """
+    if not (coreset.uses_centroids or coreset.uses_ratio):
+        return Guide()
     blocks = [block for shard in found.target for block in embeddings.read_embeddings(shard)]
-    try:
-        return centroids.centroids(np.concatenate(blocks), coreset.clusters, coreset.seed)
-    except ValueError as error:
-        raise CurateError(f"coreset.clusters={coreset.clusters}: {error}") from error
+    if not blocks:
+        raise CurateError("no target image could be embedded")
+    return rules.guide_of(coreset, np.concatenate(blocks), found.open)
 
 
-def save_centroids(uri: str, centres: NDArray[np.float32]) -> None:
+def save_guide(files: RunFiles, guide: Guide) -> None:
+    """Centroids, and the direction of a ratio that has one."""
+    if guide.centroids is not None:
+        _save(files.centroids, guide.centroids)
+    if isinstance(guide.score, Linear):
+        _save(files.direction, guide.score.direction[None])
+
+
+def _save(uri: str, rows: NDArray[np.floating]) -> None:
     file = pa.BufferOutputStream()
-    np.save(file, centres)
+    np.save(file, rows)
     storage.write_bytes(uri, file.getvalue())
 
 
@@ -54,10 +67,13 @@ def read_centroids(run: Run) -> NDArray[np.float32]:
     return np.asarray(shards.read_npy(run.files.centroids, expected), np.float32)
 
 
-def budget_of(coreset: CoresetSettings, found: Embedded) -> int | None:
+def budget_of(coreset: CoresetSettings, found: Embedded, guide: Guide) -> int | None:
     """Images: the smaller of what `budget` and `budget_times_target` say; None for no limit."""
-    budgets = []
-    if isinstance(coreset.budget, float):
+    budgets: list[int] = []
+    if coreset.budget == "auto":
+        assert guide.budget is not None
+        budgets.append(guide.budget)
+    elif isinstance(coreset.budget, float):
         budgets.append(round(coreset.budget * found.open_images))
     elif coreset.budget is not None:
         budgets.append(coreset.budget)
@@ -66,64 +82,62 @@ def budget_of(coreset: CoresetSettings, found: Embedded) -> int | None:
     return min(budgets, default=None)
 
 
-def kept_of(run: Run, found: Embedded, centres: NDArray[np.float32] | None) -> Kept | None:
-    """Where the run keeps its candidates; None for a selection that has none."""
-    if centres is None:
+def kept_of(run: Run, found: Embedded, guide: Guide) -> Kept | None:
+    """Where the run keeps its candidates; None for a selection that keeps none."""
+    if guide.centroids is None or guide.score is not None:
         return None
     dims = run.settings.coreset.whiten
     # Whitened ones are others with every image that is added
     whitened = f"{found.fingerprint} whitened to {dims}"
     embeddings = store.key(run.fingerprint) if dims is None else whitened
-    return Kept(run.files.candidates, embeddings, centres)
+    return Kept(run.files.candidates, embeddings, guide.centroids)
 
 
 def choose(
     coreset: CoresetSettings,
     found: Embedded,
-    centres: NDArray[np.float32] | None,
+    guide: Guide,
     kept: Kept | None = None,
 ) -> Selection:
     """Raises CurateError for an oracle whose labels no image has."""
-    return choose_all([coreset], [found], [centres], [kept])[0]
+    return choose_all([coreset], [found], [guide], [kept])[0]
 
 
 def choose_all(
     coresets: list[CoresetSettings],
     found: list[Embedded],
-    centres: list[NDArray[np.float32] | None],
+    guides: list[Guide],
     kept: list[Kept | None] | None = None,
 ) -> list[Selection]:
     """A selection for each target, `choose`'s. The targets share one open set, of which the
-    embeddings are scanned once for all of them.
+    embeddings are scanned once for all of SimCore's.
 
     Raises CurateError as `choose` does.
     """
     assert all(one.open == found[0].open for one in found)
     places = [None] * len(found) if kept is None else kept
-    wanted = [
-        Wanted(mine, _limits(coreset, one), kept=place)
-        for coreset, one, mine, place in zip(coresets, found, centres, places, strict=True)
-        if mine is not None
+    simcore = [
+        Wanted(guide.centroids, _limits(coreset, one, guide), kept=place)
+        for coreset, one, guide, place in zip(coresets, found, guides, places, strict=True)
+        if guide.centroids is not None and guide.score is None
     ]
-    by_rounds = iter(
-        select_all(
-            found[0].open,
-            wanted,
-            on_refill=lambda lists, length: log.info(
-                "select: %d lists ran out and go on, by up to %d images", lists, length
-            ),
-        )
-        if wanted
-        else []
-    )
-    return [
-        _baseline(coreset, one) if mine is None else next(by_rounds)
-        for coreset, one, mine in zip(coresets, found, centres, strict=True)
-    ]
+    by_rounds = iter(select_all(found[0].open, simcore, on_refill=_tell))
+
+    def chosen(coreset: CoresetSettings, one: Embedded, guide: Guide) -> Selection:
+        if guide.score is not None:
+            limits = _limits(coreset, one, guide)
+            return rules.select_by(coreset, guide, one.open, limits, _tell)
+        return _baseline(coreset, one) if guide.centroids is None else next(by_rounds)
+
+    return [chosen(*each) for each in zip(coresets, found, guides, strict=True)]
 
 
-def _limits(coreset: CoresetSettings, found: Embedded) -> Limits:
-    return Limits(coreset.tau, coreset.reference_round, budget_of(coreset, found))
+def _tell(lists: int, length: int) -> None:
+    log.info("select: %d lists ran out and go on, by up to %d images", lists, length)
+
+
+def _limits(coreset: CoresetSettings, found: Embedded, guide: Guide) -> Limits:
+    return Limits(coreset.tau, coreset.reference_round, budget_of(coreset, found, guide))
 
 
 def _baseline(coreset: CoresetSettings, found: Embedded) -> Selection:
@@ -132,7 +146,8 @@ def _baseline(coreset: CoresetSettings, found: Embedded) -> Selection:
         candidates = baselines.labelled(found.open, coreset.labels or [])
         if not len(candidates):
             raise CurateError("coreset.labels: no image of the open set has any of them")
-    return baselines.random_sample(candidates, budget_of(coreset, found), coreset.seed)
+    budget = budget_of(coreset, found, Guide())
+    return baselines.random_sample(candidates, budget, coreset.seed)
 
 
 def write_manifest(

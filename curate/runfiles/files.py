@@ -152,6 +152,7 @@ class RunFiles(Folder):
     whitened = Name("whitened")
     whitened_memo = Name("whitened/made.json")
     centroids = Name("centroids.npy")
+    direction = Name("ratio.npy")  # of a linear density ratio
     manifest = Name("coreset.parquet")
     rounds = Name("rounds.parquet")
     summary = Name("summary.json")
@@ -212,7 +213,8 @@ class RunFiles(Folder):
             *(self.status, self.rejected, self.whitened, self.own_store, self.summary, self.rounds),
             *(self.report, self.recuts, self.candidates.folder),
             *(self.evaluation.folder, self.pretrain.folder),
-            *(self.target_encoder.folder, self.manifest, self.centroids, self.weights),
+            *(self.target_encoder.folder, self.manifest, self.centroids, self.direction),
+            self.weights,
             *(self.plans, self.memo),
         ]
 

@@ -78,6 +78,7 @@ class Summary:
     embedded_now: int = 0  # images, by the last call
     images_per_s: float | None = None  # of these
     feed: dict[str, float] | None = None  # seconds that readers and actors spent on these
+    figures: dict[str, float | None] | None = None  # of the selection: coreset.figures
     pretrain: TrainingSummary | None = None
 
     def to_json(self) -> Document:
@@ -88,6 +89,7 @@ class Summary:
             "embedded_now": self.embedded_now,
             "images_per_s": self.images_per_s,
             "feed": self.feed,
+            "figures": self.figures,
         }
         if self.pretrain is not None:
             document["pretrain"] = asdict(self.pretrain)
@@ -114,6 +116,7 @@ class Summary:
         for name, row in self.sources.open.items():
             lines.append(_row(name, row, f"{row.selected:,}"))
         lines.append(self._ending())
+        lines += figure_lines(self.figures or {})
         stages = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
         lines.append(f"seconds: {stages}")
         if self.images_per_s:
@@ -137,6 +140,20 @@ class Summary:
             f"\n{one.rounds:,} rounds, f(S_1) = {one.first_objective:.4f}, "
             f"f(S_last) = {one.last_objective:.4f}, stopped by: {stopped}"
         )
+
+
+def figure_lines(figures: dict[str, float | None]) -> list[str]:
+    """What is known of a selection's relevance and variety, beside random images'."""
+    said = {
+        "relevance": ("as much like the target as half of its own images", "{:.1%}"),
+        "clusters": ("effective clusters of the open set", "{:.1f}"),
+        "nearest": ("cosine to the nearest other image", "{:.3f}"),
+    }
+    return [
+        f"{text}: {form.format(figures[name])} (random {form.format(figures[f'{name}_random'])})"
+        for name, (text, form) in said.items()
+        if figures.get(name) is not None and figures.get(f"{name}_random") is not None
+    ]
 
 
 def _row(name: str, row: SourceCounts, selected: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -30,14 +30,18 @@ def as_section(value: Any) -> Any:
 SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
-def _count_or_fraction(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
-    """One error for the whole union: pydantic has one for each of its branches."""
-    try:
-        if not isinstance(value, bool):
-            return validate(value)
-    except ValidationError:
-        pass
-    raise ValueError("must be a count (0, 1, 2 …) or a fraction of the open set (0.0 to 1.0)")
+def _or_say(message: str) -> WrapValidator:
+    """One error for a whole union: pydantic has one for each of its branches."""
+
+    def validated(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            if not isinstance(value, bool):
+                return validate(value)
+        except ValidationError:
+            pass
+        raise ValueError(message)
+
+    return WrapValidator(validated)
 
 
 def absolute(path: str) -> str:
@@ -54,9 +58,12 @@ NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Label = Annotated[str, Field(coerce_numbers_to_str=True)]  # YAML reads class 7 as a number
-Budget = Annotated[
-    Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, le=1)],
-    WrapValidator(_count_or_fraction),
+_Count = Annotated[int, Field(ge=0)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+_COUNT_OR_FRACTION = "must be a count (0, 1, 2 …) or a fraction of the open set (0.0 to 1.0)"
+Budget = Annotated[_Count | _Fraction, _or_say(_COUNT_OR_FRACTION)]
+AutoBudget = Annotated[
+    _Count | _Fraction | Literal["auto"], _or_say(f"{_COUNT_OR_FRACTION}, or auto")
 ]
 
 

@@ -9,11 +9,23 @@ from pydantic import BeforeValidator, Field, model_validator
 from curate.settings.base import Budget, Settings, SourceName
 from curate.settings.evaluation import EvaluateSettings
 from curate.settings.run import CommonSettings
+from curate.settings.selection import Ratio
 from curate.settings.sources import TargetSource
 from curate.settings.training import PretrainSettings
 
 ArmKind = Literal[
-    "x", "os", "x+os", "random", "simcore-k1", "simcore", "simcore-stop", "oracle", "untrained"
+    "x",
+    "os",
+    "x+os",
+    "random",
+    "simcore-k1",
+    "simcore",
+    "simcore-stop",
+    "ratio",
+    "gate",
+    "resample",
+    "oracle",
+    "untrained",
 ]
 
 
@@ -29,6 +41,8 @@ class ArmSettings(Settings):
     p: Budget | None = None  # the comparison's where unset; of oracle, all its images
     clusters: int | None = Field(None, ge=1)  # coreset.clusters where unset, and so on
     tau: float | None = Field(None, ge=0, le=1)
+    ratio: Ratio | None = None  # of ratio, gate and resample
+    gate: float | None = Field(None, ge=1)
     seeds: int | None = Field(None, ge=1)  # the comparison's where unset
 
     @property

@@ -6,8 +6,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from curate.settings.base import Budget, Label, Positive, Settings
+from curate.settings.base import AutoBudget, Label, Positive, Settings
 from curate.settings.training import TrainingSettings
+
+Ratio = Literal["linear", "logistic", "kernel"]  # how a density ratio is estimated
 
 
 class EncoderSettings(Settings):
@@ -57,11 +59,13 @@ class EmbedSettings(Settings):
 class CoresetSettings(Settings):
     """Which images are selected."""
 
-    method: Literal["simcore", "random", "oracle", "all"] = "simcore"
+    method: Literal["simcore", "ratio", "gate", "resample", "random", "oracle", "all"] = "simcore"
+    ratio: Ratio = "linear"  # of ratio, gate and resample
+    gate: float = Field(2, ge=1)  # times the budget: what its rounds are among
     clusters: int = Field(100, ge=1)  # k; at least |X| makes every target image a centroid
     tau: float | None = Field(0.95, ge=0, le=1)  # null: no threshold
     reference_round: int = Field(1, ge=1)  # the authors' experiments used 20
-    budget: Budget | None = None
+    budget: AutoBudget | None = None  # auto: as far as half of what comes is alike
     budget_times_target: float | None = Field(None, gt=0)  # the authors cap I at 50 · |X|
     labels: list[Label] | None = None  # of method oracle
     whiten: int | None = Field(None, ge=2)  # dimensions of whitened embeddings; null: as they are
@@ -73,8 +77,19 @@ class CoresetSettings(Settings):
             raise ValueError("method oracle needs a list of labels")
         if self.method != "oracle" and self.labels:
             raise ValueError(f"labels are for method oracle, not {self.method}")
-        if self.method == "random" and self.budget is None and self.budget_times_target is None:
-            raise ValueError("method random needs a budget")
+        unlimited = self.budget is None and self.budget_times_target is None
+        if unlimited and (self.method == "random" or self.uses_ratio):
+            raise ValueError(f"method {self.method} needs a budget")
+        if self.budget == "auto" and not self.uses_ratio:
+            raise ValueError("budget auto is for methods ratio, gate and resample")
         if self.method == "all" and (self.budget, self.budget_times_target) != (None, None):
             raise ValueError("method all takes everything; leave out the budget")
         return self
+
+    @property
+    def uses_centroids(self) -> bool:
+        return self.method in ("simcore", "gate")
+
+    @property
+    def uses_ratio(self) -> bool:
+        return self.method in ("ratio", "gate", "resample")

@@ -145,7 +145,7 @@ def test_a_scan_gives_its_entries_in_tables_that_can_be_sorted(
     ready, lengths = prepare(open_set.centroids), np.full(K, 50)
     floor = passes.Floor.at(np.full(K, 0.3))
     group = open_set.shards("abc")
-    tables = list(passes._scan_group._function(group, ready, floor, lengths, None))
+    tables = list(passes._scan_group._function(group, ready, floor, lengths, None, None))
     assert (len(tables) > 1) == (most < 10_000)
     merged = passes.merge(tables, lengths)
     everything = np.concatenate([open_set.rows[name] for name in "abc"])

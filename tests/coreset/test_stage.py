@@ -25,14 +25,15 @@ def test_targets_chosen_together_are_each_chosen_alone(
         ({"clusters": 2, "tau": None, "budget_times_target": 1.0}, cut),
         ({"method": "oracle", "labels": ["class1", "b"]}, found),
         ({"clusters": 2, "tau": None, "budget_times_target": 1.0}, found),
+        ({"method": "ratio", "budget": 7}, found),
+        ({"method": "gate", "clusters": 2, "tau": None, "budget": 5}, cut),
+        ({"method": "resample", "ratio": "kernel", "budget": 5}, found),
     ]
     coresets = [CoresetSettings(**coreset) for coreset, _ in asked]
     sets = [one for _, one in asked]
-    centres = [
-        stage.centroids_of(one, coreset) for coreset, one in zip(coresets, sets, strict=True)
-    ]
-    together = stage.choose_all(coresets, sets, centres)
-    for one, *alone in zip(together, coresets, sets, centres, strict=True):
+    guides = [stage.guide_of(one, coreset) for coreset, one in zip(coresets, sets, strict=True)]
+    together = stage.choose_all(coresets, sets, guides)
+    for one, *alone in zip(together, coresets, sets, guides, strict=True):
         other = stage.choose(*alone)
         assert np.array_equal(one.position, other.position)
         assert (one.rounds, one.stopped_because) == (other.rounds, other.stopped_because)

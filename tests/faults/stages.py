@@ -38,7 +38,7 @@ STAGES = {
     "read": ("curate.embedding.parts", "_parts_of"),
     "embed": ("curate.embedding.actors", "EmbedParts._embed"),
     "plan": ("curate.sources.url_list", "_unit"),
-    "centroids": ("curate.coreset.stage", "save_centroids"),
+    "centroids": ("curate.coreset.stage", "save_guide"),
     "select": ("curate.coreset.passes", "_checked"),
     "manifest": ("curate.coreset.manifest_rows", "_rows"),
     "copy": ("curate.dataset.copying", "_items"),

@@ -94,10 +94,9 @@ def write_run(
 def _select(run: Run) -> None:
     coreset, files = run.settings.coreset, run.files
     found = stage.embedded(run)
-    centres = stage.centroids_of(found, coreset)
-    if centres is not None:
-        stage.save_centroids(files.centroids, centres)
-    selection = stage.choose(coreset, found, centres)
+    guide = stage.guide_of(found, coreset)
+    stage.save_guide(files, guide)
+    selection = stage.choose(coreset, found, guide)
     selected = stage.write_manifest(files.manifest, coreset, found, selection)
     manifest.write_rounds(files.rounds, selection.rounds)
     counts = run.counts().selecting(selected)

@@ -90,7 +90,7 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
         # unknown kinds and methods
         ("open.0.kind", "webdatset", "open.0.kind=webdatset: no such kind; did you mean webd"),
         ("target.kind", "zip", "target.kind=zip: no such kind; known here: image_folder, "),
-        ("coreset.method", "best", "coreset.method=best: must be 'simcore', 'random', "),
+        ("coreset.method", "best", "coreset.method=best: must be 'simcore', 'ratio', 'gate', "),
         # wrong types
         ("coreset.clusters", "many", "coreset.clusters=many: must be a whole number"),
         ("coreset.clusters", 1.5, "coreset.clusters=1.5: must be a whole number"),
@@ -142,6 +142,8 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
         ),
         ("coreset.method", "oracle", "coreset: method oracle needs a list of labels"),
         ("coreset.method", "random", "coreset: method random needs a budget"),
+        ("coreset.method", "gate", "coreset: method gate needs a budget"),
+        ("coreset.budget", "auto", "coreset: budget auto is for methods ratio, gate and resample"),
         ("coreset.labels", ["a"], "coreset: labels are for method oracle, not simcore"),
     ],
 )

@@ -1,0 +1,139 @@
+"""What a selection goes by, and the selections that go by a density ratio, on Ray.
+
+ratio      the images of the highest ratio
+gate       SimCore's rounds, among the images of the highest ratio alone
+resample   a sample of the open set, drawn by its ratio
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curate.coreset import centroids, ratio
+from curate.coreset.allowed import Allowed
+from curate.coreset.drawn import draw
+from curate.coreset.on_ray import OnRefill, Wanted, select_all
+from curate.coreset.ratio import Linear, Noisy, Score, Stop
+from curate.coreset.rounds import Limits, Selection, StoppedBecause
+from curate.coreset.scored import best_by, counts_above
+from curate.errors import CurateError
+from curate.runfiles.shards import Shard
+from curate.settings import CoresetSettings
+
+log = logging.getLogger(__name__)
+
+SAMPLED = 100_000  # images of the open set that a ratio is estimated from
+SEED = 0  # of that sample
+LEAST_HALF = 20  # target images in each half, to stop by
+
+
+@dataclass(frozen=True)
+class Guide:
+    """centroids (K, D) of the target set, score: whichever the method goes by; budget: images, of a
+    budget that is estimated."""
+
+    centroids: NDArray[np.float32] | None = None
+    score: Score | None = None
+    budget: int | None = None
+
+
+def guide_of(
+    coreset: CoresetSettings, target: NDArray[np.floating], open_set: list[Shard]
+) -> Guide:
+    """target (T, D), unit rows. Raises CurateError for a target set that is too small."""
+    guide = Guide()
+    if coreset.uses_centroids:
+        try:
+            own = centroids.centroids(target, coreset.clusters, coreset.seed)
+        except ValueError as error:
+            raise CurateError(f"coreset.clusters={coreset.clusters}: {error}") from error
+        guide = replace(guide, centroids=own)
+    if coreset.uses_ratio:
+        sample = draw(open_set, SAMPLED, SEED)
+        guide = replace(guide, score=_estimate(coreset, target, sample))
+        if coreset.budget == "auto":
+            guide = replace(guide, budget=_auto(coreset, target, sample, open_set))
+    return guide
+
+
+def _estimate(
+    coreset: CoresetSettings, target: NDArray[np.floating], sample: NDArray[np.floating]
+) -> Score:
+    images, width = target.shape
+    if ratio.is_small(images, width):
+        log.info(
+            "select: %d target images of %d dimensions are few for a ratio; it is shrunk, and "
+            "gets better with more of them",
+            images,
+            width,
+        )
+    try:
+        return ratio.estimate(coreset.ratio, target, sample, coreset.seed)
+    except (ValueError, np.linalg.LinAlgError) as error:
+        raise CurateError(f"coreset.ratio={coreset.ratio}: {error}") from error
+
+
+def _auto(
+    coreset: CoresetSettings,
+    target: NDArray[np.floating],
+    sample: NDArray[np.floating],
+    open_set: list[Shard],
+) -> int:
+    """Images: each half of the target says where the other half's estimate stops."""
+    if len(target) < 2 * LEAST_HALF:
+        raise CurateError(
+            f"coreset.budget=auto: needs {2 * LEAST_HALF} target images, not {len(target)}; "
+            "give a budget"
+        )
+    taken, there = [], []
+    for mine, other in (ratio.halves(len(target)), ratio.halves(len(target))[::-1]):
+        score = _estimate(coreset, target[mine], sample)
+        stop = Stop.of(score.exact(ratio.grid_rows(target[other])))
+        count, like = stop.count(counts_above(open_set, score, stop.bars))
+        taken.append(count)
+        there.append(like)
+    budget = round(float(np.mean(taken)))
+    log.info(
+        "select: budget auto: %d images; about %d of the open set look like the target",
+        budget,
+        np.mean(there),
+    )
+    return budget
+
+
+def select_by(
+    coreset: CoresetSettings, guide: Guide, shards: list[Shard], limits: Limits, on_refill: OnRefill
+) -> Selection:
+    """By a method that uses a ratio."""
+    assert guide.score is not None and limits.budget is not None
+    images = sum(shard.rows for shard in shards)
+    if coreset.method == "ratio":
+        return _best(guide.score, shards, limits.budget, on_refill)
+    if coreset.method == "resample":
+        return _scored(Noisy(guide.score, coreset.seed), shards, limits.budget)
+    assert guide.centroids is not None
+    size = ratio.gate_size(coreset.gate, limits.budget, images)
+    let_in = _best(guide.score, shards, size, on_refill).position
+    allowed = Allowed.only(let_in, images)
+    wanted = Wanted(guide.centroids, limits)
+    return select_all(shards, [wanted], allowed=allowed, on_refill=on_refill)[0]
+
+
+def _best(score: Score, shards: list[Shard], count: int, on_refill: OnRefill) -> Selection:
+    if not isinstance(score, Linear):
+        return _scored(score, shards, count)
+    # One direction is scanned as one centroid is
+    wanted = Wanted(score.direction[None], Limits(None, 1, count), by_score=True)
+    [found] = select_all(shards, [wanted], on_refill=on_refill)
+    assert found.similarity is not None
+    return replace(found, similarity=score.of_similarity(found.similarity))
+
+
+def _scored(score: Score, shards: list[Shard], count: int) -> Selection:
+    position, value = best_by(shards, score, count)
+    why: StoppedBecause = "budget" if len(position) == count else "open set used up"
+    return Selection(position, None, None, value, [], why)
