@@ -113,11 +113,16 @@ def _parser() -> argparse.ArgumentParser:
 
     select = commands.add_parser("select", help="the same selection, on embeddings of your own")
     select.add_argument("--embeddings", required=True, nargs="+", metavar="PATTERN")
-    select.add_argument("--centroids", required=True, metavar="FILE", help=".npy (K, D), unit rows")
+    by = select.add_mutually_exclusive_group(required=True)
+    by.add_argument("--centroids", metavar="FILE", help=".npy (K, D), unit rows")
+    by.add_argument("--target", nargs="+", metavar="PATTERN", help="the target's embeddings")
     select.add_argument("--output", required=True, metavar="FILE", help="the manifest, .parquet")
     select.add_argument("--tau", type=_tau, default=0.95, help="0…1, or none (default 0.95)")
     select.add_argument("--reference-round", type=int, default=1, metavar="T")
     select.add_argument("--budget", type=_budget, help="images, or a fraction as in 0.05")
+    for name, kind in {"method": str, "ratio": str, "gate": float, "clusters": int}.items():
+        select.add_argument(f"--{name}", type=kind, help=f"coreset.{name}, with --target")
+    select.add_argument("--seed", type=int, help="coreset.seed, with --target")
     _add_common(select)
     select.set_defaults(command=_select_command)
     return parser
@@ -256,18 +261,19 @@ def _prune_command(options: argparse.Namespace) -> None:
 
 def _select_command(options: argparse.Namespace) -> None:
     from curate import cluster
-    from curate.coreset.own_embeddings import select_files
+    from curate.coreset.own_embeddings import OF_TARGET, select_files
+    from curate.settings import CoresetSettings
+    from curate.settings.load import validated
 
+    given = {name: getattr(options, name) for name in OF_TARGET}
+    keys = {name: value for name, value in given.items() if value is not None}
+    if keys and not options.target:
+        raise CurateError(f"select: --{', --'.join(keys)}: only with --target")
+    keys |= {name: getattr(options, name) for name in ("tau", "reference_round", "budget")}
+    coreset = validated(CoresetSettings, keys, "select")
     cluster.connect(options.address, verbose=options.verbose)
     print(
-        select_files(
-            options.embeddings,
-            options.centroids,
-            options.output,
-            tau=options.tau,
-            reference_round=options.reference_round,
-            budget=options.budget,
-        )
+        select_files(options.embeddings, options.output, coreset, options.centroids, options.target)
     )
 
 
@@ -286,7 +292,9 @@ def _threshold(text: str) -> float:
     return value
 
 
-def _budget(text: str) -> int | float:
+def _budget(text: str) -> int | float | str:
+    if text == "auto":
+        return text
     value = int(text) if text.isdigit() else float(text)
     if value < 0 or (isinstance(value, float) and value > 1):
         raise argparse.ArgumentTypeError(f"{text}: a whole number of images, or a fraction to 1.0")

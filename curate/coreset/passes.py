@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -243,10 +244,17 @@ def _checked(
             f"{shard.uri}: embeddings of width {width}, centroids of width "
             f"{centroids.f32.shape[1]}; both must come from one encoder"
         )
-    try:
+    with naming(shard, first, block):
         return scan(
             block, first, centroids, lengths=lengths, floor=floor, after=after, lead=lead, only=only
         )
+
+
+@contextmanager
+def naming(shard: Shard, first: int, block: Block) -> Iterator[None]:
+    """Names the file and row of what is no unit vector. first: the block's place in plan order."""
+    try:
+        yield
     except NotUnit as error:
         row = error.row + first - shard.first + shard.start
         trouble = (

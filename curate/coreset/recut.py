@@ -20,6 +20,7 @@ from curate.errors import CurateError
 from curate.runfiles.run import Embedded, Run
 from curate.settings import CoresetSettings
 from curate.settings.base import Budget
+from curate.settings.load import validated
 
 TIMES_TARGET = 50.0  # of a run without a budget: as far as the authors go
 STEPS = 10
@@ -54,7 +55,7 @@ class Limits:
             changes["reference_round"] = self.reference_round
         if not changes:
             raise CurateError("recut: nothing to change; give --tau, --budget or --reference-round")
-        return CoresetSettings.model_validate(coreset.model_dump() | changes)
+        return validated(CoresetSettings, coreset.model_dump() | changes, "recut")
 
 
 @dataclass(frozen=True)

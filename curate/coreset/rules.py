@@ -54,6 +54,11 @@ def guide_of(
         guide = replace(guide, centroids=own)
     if coreset.uses_ratio:
         sample = draw(open_set, SAMPLED, SEED)
+        if target.shape[1] != sample.shape[1]:
+            raise CurateError(
+                f"target embeddings of width {target.shape[1]}, the open set's of width "
+                f"{sample.shape[1]}; both must come from one encoder"
+            )
         guide = replace(guide, score=_estimate(coreset, target, sample))
         if coreset.budget == "auto":
             guide = replace(guide, budget=_auto(coreset, target, sample, open_set))

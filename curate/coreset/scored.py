@@ -15,10 +15,10 @@ from curate.cluster import over_tasks, results
 from curate.coreset.candidates import CHUNK_ROWS, Candidates, Floor
 from curate.coreset.drawn import draw
 from curate.coreset.merge import merge
-from curate.coreset.passes import blocks_of, groups
+from curate.coreset.passes import blocks_of, groups, naming
 from curate.coreset.ratio import Score, Scores
 from curate.coreset.sample import spared
-from curate.coreset.similarity import widen
+from curate.coreset.similarity import check_unit, row_norms, widen
 from curate.runfiles.shards import Shard
 
 SAMPLED = 20_000
@@ -59,9 +59,11 @@ def _scan(group: list[Shard], score: Score, floor: Floor, count: int) -> Candida
     lengths = np.array([count])
     parts = [Candidates.none(floor)]
     waiting = 0
-    for _, first, block in blocks_of(group, CHUNK_ROWS):
+    for shard, first, block in blocks_of(group, CHUNK_ROWS):
         lowest = float(parts[0].floor.similarity[0])
         rows = widen(block.rows)
+        with naming(shard, first, block):
+            check_unit(row_norms(rows))
         near, error = score.rough(rows)
         here = np.flatnonzero(near >= lowest - error)
         exact = score.exact(rows[here])

@@ -51,18 +51,18 @@ def load_runs(path: str, overrides: list[str] | None = None) -> list[RunSettings
         return [parse(document, path)]
     if "target" in document:
         raise CurateError(f"{path}: target and targets: set one of them")
-    return _validated(ManyRunsSettings, document, path).runs()
+    return validated(ManyRunsSettings, document, path).runs()
 
 
 def load_comparison(path: str, overrides: list[str] | None = None) -> ComparisonSettings:
     """A comparison's settings, as `load` a run's."""
-    return _validated(ComparisonSettings, _read(path, overrides), path)
+    return validated(ComparisonSettings, _read(path, overrides), path)
 
 
 def parse(document: Document, origin: str) -> RunSettings:
     """Validate a document already read, as a run wrote it; `origin` is named in errors. A variable
     that is not set here stays as it is written: on another machine a run can still be looked at."""
-    return _validated(RunSettings, _interpolate(document, "", needed=False), origin)
+    return validated(RunSettings, _interpolate(document, "", needed=False), origin)
 
 
 _written: dict[str, str] = {}  # a text with its variables filled in → as it was written
@@ -152,7 +152,8 @@ def _interpolate(value: Any, key: str, needed: bool = True) -> Any:
     return filled
 
 
-def _validated(model: type[Root], document: Document, origin: str) -> Root:
+def validated(model: type[Root], document: Document, origin: str) -> Root:
+    """A section, or a whole config. Raises CurateError, which names the key."""
     try:
         return model.model_validate(document)
     except ValidationError as error:

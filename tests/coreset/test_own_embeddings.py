@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from curate.cli import main
+from curate.coreset.ratio import estimate
 from tests.oracles import brute_force_rounds, unit_rows
 
 
@@ -115,3 +118,80 @@ def test_output_that_cannot_be_written(sets, capfd) -> None:
     (folder / "out").write_text("in the way")
     assert main(command(folder)) == 1
     assert "coreset.parquet: cannot be written" in capfd.readouterr().err
+
+
+def with_target(folder, *extra: str) -> list[str]:
+    """The files a and c are the open set, b the target set."""
+    return [
+        *("select", "--embeddings", str(folder / "[ac].*"), "--target", str(folder / "b.arrow")),
+        *("--output", str(folder / "out" / "coreset.parquet"), *extra),
+    ]
+
+
+@pytest.mark.parametrize("ratio", ["linear", "logistic", "kernel"])
+def test_a_ratio_between_files(sets, ratio) -> None:
+    folder, rows, _ = sets
+    open_set = np.concatenate([rows[:20], rows[40:]])
+    assert main(with_target(folder, "--method", "ratio", "--ratio", ratio, "--budget", "9")) == 0
+    score = estimate(ratio, rows[20:40], open_set, 0)
+    exact = score.exact(open_set.astype(np.float32))
+    expected = np.argsort(-exact, kind="stable")[:9]
+    table = pq.read_table(folder / "out" / "coreset.parquet")
+    assert table["position"].to_pylist() == expected.tolist()
+    assert table["similarity"].to_pylist() == exact[expected].tolist()
+    about = json.loads(table.schema.metadata[b"curate"])
+    assert about["method"] == "ratio" and about["coreset"]["ratio"] == ratio
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("--clusters", "3", "--tau", "none", "--budget", "7"),
+        ("--method", "gate", "--gate", "3", "--clusters", "2", "--budget", "0.1", "--tau", "none"),
+        ("--method", "resample", "--seed", "4", "--budget", "7"),
+        ("--method", "random", "--budget", "7"),
+    ],
+)
+def test_every_method_on_files(sets, extra) -> None:
+    folder, *_ = sets
+    assert main(with_target(folder, *extra)) == 0
+    taken = pq.read_table(folder / "out" / "coreset.parquet")["position"].to_pylist()
+    assert len(set(taken)) == len(taken) == (4 if "0.1" in extra else 7)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (("--method", "ratio"), "select: method ratio needs a budget"),
+        (("--method", "best"), "select: method=best: must be 'simcore', 'ratio', "),
+        (("--method", "gate", "--gate", "0.5", "--budget", "3"), "select: gate=0.5: "),
+        (("--budget", "auto"), "budget auto is for methods ratio"),
+        (("--method", "ratio", "--budget", "auto"), "needs 40 target images, not 20"),
+    ],
+)
+def test_what_methods_refuse(sets, capsys, extra, message) -> None:
+    folder, *_ = sets
+    assert main(with_target(folder, *extra)) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_settings_of_a_target_beside_centroids_are_refused(sets, capsys) -> None:
+    folder, *_ = sets
+    assert main(command(folder, "--method", "gate", "--gate", "2")) == 1
+    assert "select: --method, --gate: only with --target" in capsys.readouterr().err
+
+
+def test_embeddings_of_two_encoders(sets, capsys) -> None:
+    folder, *_ = sets
+    np.save(folder / "b.npy", unit_rows(np.random.default_rng(0), 30, 6))
+    arguments = with_target(folder, "--method", "ratio", "--budget", "3")
+    arguments[arguments.index(str(folder / "b.arrow"))] = str(folder / "b.npy")
+    assert main(arguments) == 1
+    assert "target embeddings of width 6, the open set's of width 8" in capsys.readouterr().err
+
+
+def test_a_score_names_what_is_no_unit_row(sets, capsys) -> None:
+    folder, *_ = sets
+    np.save(folder / "a.npy", spoiled(4, 1.0))
+    assert main(with_target(folder, "--method", "resample", "--budget", "3")) == 1
+    assert "a.npy: the embedding in row 4 is of norm 2.828" in capsys.readouterr().err
