@@ -77,9 +77,9 @@ def make_centroids(dim: int, seed: int) -> NDArray[np.float32]:
     """(K, dim): four around each class; float16 numbers, so that float64 products are exact."""
     rng = np.random.default_rng([seed, 0])
     return (
-        _unit(
-            np.repeat(_classes(dim, seed), K // CLASSES, axis=0)
-            + 0.3 * _unit(rng.standard_normal((K, dim)))
+        unit(
+            np.repeat(classes_of(dim, seed), K // CLASSES, axis=0)
+            + 0.3 * unit(rng.standard_normal((K, dim)))
         )
         .astype(np.float16)
         .astype(np.float32)
@@ -92,8 +92,8 @@ def write_data(folder: Path, rows: int, dim: int, seed: int) -> None:
 
     from curate.runfiles.shards import table_of, write_arrow
 
-    classes = _classes(dim, seed)
-    concepts = _unit(np.random.default_rng([seed, 2]).standard_normal((CONCEPTS, dim)))
+    classes = classes_of(dim, seed)
+    concepts = unit(np.random.default_rng([seed, 2]).standard_normal((CONCEPTS, dim)))
     for number, start in enumerate(range(0, rows, ROWS_PER_SHARD)):
         rng = np.random.default_rng([seed, 3, number])
         n = min(ROWS_PER_SHARD, rows - start)
@@ -101,19 +101,19 @@ def write_data(folder: Path, rows: int, dim: int, seed: int) -> None:
         of_concept = concepts[rng.integers(0, CONCEPTS, n)]
         centre = np.where(rng.random((n, 1)) < IN_DOMAIN, of_class, of_concept)  # (n, dim)
         noise = rng.standard_normal((n, dim), dtype=np.float32) / np.float32(math.sqrt(dim))
-        images = _unit(centre + rng.uniform(*SPREAD, (n, 1)) * noise).astype(np.float16)
+        images = unit(centre + rng.uniform(*SPREAD, (n, 1)) * noise).astype(np.float16)
         row = pa.table({"row": pa.array(np.arange(start, start + n))})
         write_arrow(str(folder / f"part-{number:06d}.arrow"), table_of(row, images))
 
 
-def _classes(dim: int, seed: int) -> NDArray[np.float64]:
+def classes_of(dim: int, seed: int) -> NDArray[np.float64]:
     """(CLASSES, dim): directions that share half of themselves, the domain."""
     rng = np.random.default_rng([seed, 1])
-    domain, own = _unit(rng.standard_normal(dim)), _unit(rng.standard_normal((CLASSES, dim)))
-    return _unit(domain + own)
+    domain, own = unit(rng.standard_normal(dim)), unit(rng.standard_normal((CLASSES, dim)))
+    return unit(domain + own)
 
 
-def _unit(rows: NDArray) -> NDArray:
+def unit(rows: NDArray) -> NDArray:
     return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 

@@ -22,7 +22,8 @@ def select(settings: ComparisonSettings, target: str, output: str) -> list[Selec
     labels = settings.targets[target].evaluate.oracle or []
     found = []
     for arm in settings.arms:
-        seeds = range(arm.seeds or settings.seeds) if arm.kind == "random" else range(1)
+        drawn = arm.seeds or settings.seeds or 1
+        seeds = range(drawn) if arm.kind == "random" else range(1)
         for seed in seeds:
             coreset = coreset_of(settings, arm, seed, labels)
             if coreset is not None:

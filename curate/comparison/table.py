@@ -116,7 +116,8 @@ class Comparison:
                 shown = [_shown(cells.get((arm, target))) for target in self.targets]
                 lines.append(_row([arm, *shown]))
             lines.append("")
-        lines += ["Mean ± standard deviation over seeds, in percent; best in bold.", ""]
+        if self.metrics:
+            lines += ["Mean ± standard deviation over seeds, in percent; best in bold.", ""]
         return "\n".join(lines + _selections(self.selections)) + "\n"
 
 

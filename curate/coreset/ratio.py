@@ -12,7 +12,7 @@ NeurIPS 2023, and Kool et al., "Stochastic Beams and Where to Find Them", ICML 2
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -67,7 +67,8 @@ class Linear:
 
 @dataclass(frozen=True)
 class Kernel:
-    """log mean exp(x·c / T) over the target's centroids, less that over the open set's.
+    """scale · (log mean exp(x·c / T) over the target's centroids, less that over the open set's)
+    + offset.
 
     near (K, D), far (L, D): unit rows on the grid.
     """
@@ -75,15 +76,19 @@ class Kernel:
     near: NDArray[np.float64]
     far: NDArray[np.float64]
     temperature: float
+    scale: float = 1.0
+    offset: float = 0.0
 
     def exact(self, rows: Rows) -> Scores:
-        return np.rint(self._of(rows.astype(np.float64), self.near, self.far) * FINE) / FINE
+        score = self._of(rows.astype(np.float64), self.near, self.far) * self.scale + self.offset
+        return np.rint(score * FINE) / FINE
 
     def rough(self, rows: Rows) -> tuple[Scores, float]:
         near, far = self.near.astype(np.float32), self.far.astype(np.float32)
         # Of each similarity; what exp and log lose of float32 numbers to 1/T is the rest
-        error = 2.02 * _float32_error(rows) / self.temperature + 1e-4 / self.temperature
-        return self._of(rows, near, far).astype(np.float64), error
+        error = self.scale * (2.02 * _float32_error(rows) + 1e-5) / self.temperature + 1 / FINE
+        score = self._of(rows, near, far).astype(np.float64)
+        return score * self.scale + self.offset, error
 
     def _of(self, rows: NDArray, near: NDArray, far: NDArray) -> NDArray:
         return _log_mean_exp(rows @ near.T, self.temperature) - _log_mean_exp(
@@ -163,22 +168,32 @@ def _on_grid(weights: NDArray[np.float64], offset: float) -> Linear:
 
 
 def _kernel(target: NDArray[np.float64], sample: NDArray[np.float64], seed: int) -> Kernel:
-    """T is the one by which half of the target stands out most for the other half's centroids."""
+    """T is the one by which half of the target stands out most for the other half's centroids; of
+    the scores of images that centroids have not seen, a logistic regression makes log ratios."""
     far = on_grid(centroids(sample, FAR, seed))
-    compared = sample[:: -(-len(sample) // COMPARED)]
+    compared = grid_rows(sample[:: -(-len(sample) // COMPARED)])
+    halves_of = (target[::2], target[1::2]), (target[1::2], target[::2])
 
-    def between(part: NDArray[np.float64], temperature: float) -> Kernel:
+    def by(part: NDArray[np.float64], temperature: float) -> Kernel:
         return Kernel(on_grid(centroids(part, NEAR, seed)), far, temperature)
 
-    def told_apart(temperature: float) -> float:
-        shares = []
-        for mine, other in ((target[::2], target[1::2]), (target[1::2], target[::2])):
-            ratio = between(mine, temperature)
-            bar = np.median(ratio.exact(grid_rows(other)))
-            shares.append(float(np.mean(ratio.exact(grid_rows(compared)) >= bar)))
-        return sum(shares)
+    def held_out(temperature: float) -> list[tuple[Scores, Scores]]:
+        """Scores of each half, and of the open set, by the other half's centroids."""
+        both = [(by(mine, temperature), other) for mine, other in halves_of]
+        return [(one.exact(grid_rows(other)), one.exact(compared)) for one, other in both]
 
-    return between(target, min(TEMPERATURES, key=told_apart))
+    def told_apart(temperature: float) -> float:
+        return sum(float(np.mean(open_ >= np.median(own))) for own, open_ in held_out(temperature))
+
+    temperature = min(TEMPERATURES, key=told_apart)
+    own, open_ = (np.concatenate(scores) for scores in zip(*held_out(temperature), strict=True))
+    labels = np.repeat([1, 0], [len(own), len(open_)])
+    fitted = LogisticRegression(class_weight="balanced", C=np.inf)
+    fitted.fit(np.concatenate([own, open_])[:, None], labels)
+    scale = float(fitted.coef_[0, 0])
+    if not scale > 0:
+        raise ValueError("the target's embeddings do not differ from the open set's")
+    return replace(by(target, temperature), scale=scale, offset=float(fitted.intercept_[0]))
 
 
 def grid_rows(rows: NDArray[np.floating]) -> Rows:

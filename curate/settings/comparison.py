@@ -84,7 +84,7 @@ class ComparisonSettings(CommonSettings):
     arms: list[Annotated[ArmSettings, BeforeValidator(_arm)]] = Field(min_length=1)
     steps: int = Field(ge=1)  # of every arm's training
     p: Budget = 0.05  # of the open set: what an arm of a fixed size selects
-    seeds: int = Field(3, ge=1)  # trainings of each arm
+    seeds: int = Field(3, ge=0)  # trainings of each arm; 0: what they select is compared alone
     parallel: int | None = Field(None, ge=1)  # as many arms at once as fit, where unset
 
     @model_validator(mode="after")

@@ -105,6 +105,22 @@ def test_two_arms_and_nothing_twice(document, tmp_path: Path, ray_session) -> No
     assert [path.stat().st_mtime_ns for path in results] == stamps and len(stamps) == 2
 
 
+def test_without_trainings_selections_are_compared(document, tmp_path: Path, ray_session) -> None:
+    arms = ["x", "random", "simcore", {"kind": "ratio", "p": 7}, "oracle"]
+    changes = {"arms": arms, "seeds": 0, "output": str(tmp_path / "none")}
+    found = stage.compare(settings_of(document, tmp_path, **changes))
+    assert found.cells == [] and not list((tmp_path / "none").rglob("result.json"))
+    taken = {row.arm: row for row in found.selections}
+    assert {arm: row.selected for arm, row in taken.items()} == {
+        **{"random": 10, "simcore": 10, "ratio": 7, "oracle": 24}
+    }
+    assert taken["oracle"].oracle_share == 1
+    for row in found.selections:
+        assert row.relevance is not None and row.clusters is not None and row.nearest is not None
+    text = (tmp_path / "none" / "comparison.md").read_text()
+    assert "| tints | ratio | 7 | " in text and "Mean ± standard deviation" not in text
+
+
 def test_the_open_set_is_embedded_once_for_all_targets(
     document, tmp_path: Path, ray_session
 ) -> None:
@@ -209,6 +225,8 @@ def test_arms_select_what_they_say(document, tmp_path: Path) -> None:
         *("simcore", "simcore-k1", "simcore-stop", "random", "oracle", "os"),
         {"kind": "simcore", "name": "simcore-1%", "p": 0.01},
         {"kind": "simcore-stop", "name": "late", "tau": 0.5},
+        "resample",
+        {"kind": "gate", "ratio": "kernel", "gate": 3, "clusters": 2},
     ]
     settings = settings_of(document, tmp_path, arms=arms, p=0.05)
     chosen = {
@@ -222,6 +240,10 @@ def test_arms_select_what_they_say(document, tmp_path: Path) -> None:
     stop = chosen["simcore-stop"]
     assert (stop.tau, stop.budget, stop.budget_times_target) == (0.99, None, 50)
     assert chosen["late"].tau == 0.5
+    gate, resample = chosen["gate"], chosen["resample"]
+    assert (gate.method, gate.ratio, gate.gate, gate.clusters) == ("gate", "kernel", 3, 2)
+    assert (gate.tau, gate.budget) == (None, 0.05)
+    assert (resample.method, resample.ratio, resample.budget) == ("resample", "linear", 0.05)
     assert (chosen["random"].method, chosen["random"].seed) == ("random", 3)
     assert (chosen["oracle"].labels, chosen["oracle"].budget) == (["blue"], None)
 

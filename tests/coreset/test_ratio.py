@@ -171,3 +171,11 @@ def test_a_target_of_fewer_images_than_dimensions() -> None:
     for kind in ("linear", "logistic", "kernel"):
         score = ratio.estimate(kind, target, open_set, 0)
         assert area_under_curve(score, unit_rows(rng, 50, 64, lean=0.3), open_set) > 0.7
+
+
+@pytest.mark.parametrize("kind", ["linear", "logistic", "kernel"])
+def test_a_log_ratio_is_one(sets: tuple[np.ndarray, np.ndarray], kind: ratio.Ratio) -> None:
+    """The mean of p(target) / p(open) over the open set is 1; here roughly."""
+    target, open_set = sets
+    score = ratio.estimate(kind, target[::2], open_set[::2], 0)
+    assert 0.3 < np.exp(score.exact(ratio.grid_rows(open_set[1::2]))).mean() < 4
