@@ -50,7 +50,7 @@ def document(path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def variables(monkeypatch) -> None:
-    for name in ("DATA", "OUTPUT", "LISTS"):
+    for name in ("DATA", "OUTPUT", "LISTS", "ENCODER"):
         monkeypatch.setenv(name, f"/{name.lower()}")
     monkeypatch.setenv("BUCKET", "my-bucket")
 
