@@ -8,7 +8,7 @@ a bit an image for those that are taken: a round costs the centroids' heads, not
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -42,6 +42,7 @@ class Selection:
     rounds: list[Round]
     stopped_because: StoppedBecause
     stopping_objective: float | None = None  # the f(S_t) under the threshold
+    left_out: dict[str, int] = field(default_factory=dict)  # images that no round could take, why
 
     @staticmethod
     def of_baseline(position: NDArray[np.int64], stopped_because: StoppedBecause) -> Selection:

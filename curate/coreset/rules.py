@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from curate.coreset import centroids, ratio
 from curate.coreset.allowed import Allowed
-from curate.coreset.drawn import draw
+from curate.coreset.drawn import draw, rows_at
 from curate.coreset.on_ray import OnRefill, Wanted, select_all
 from curate.coreset.ratio import Linear, Noisy, Score, Stop
 from curate.coreset.rounds import Limits, Selection, StoppedBecause
 from curate.coreset.scored import best_by, counts_above
+from curate.coreset.similarity import prepare, widen
 from curate.errors import CurateError
 from curate.runfiles.shards import Shard
 from curate.settings import CoresetSettings
@@ -111,34 +112,67 @@ def _auto(
 
 
 def select_by(
-    coreset: CoresetSettings, guide: Guide, shards: list[Shard], limits: Limits, on_refill: OnRefill
+    coreset: CoresetSettings,
+    guide: Guide,
+    shards: list[Shard],
+    limits: Limits,
+    allowed: Allowed | None,
+    on_refill: OnRefill,
 ) -> Selection:
     """By a method that uses a ratio."""
     assert guide.score is not None and limits.budget is not None
     images = sum(shard.rows for shard in shards)
     if coreset.method == "ratio":
-        return _best(guide.score, shards, limits.budget, on_refill)
+        return _best(guide.score, shards, limits.budget, allowed, on_refill)
     if coreset.method == "resample":
-        return _scored(Noisy(guide.score, coreset.seed), shards, limits.budget)
+        return _scored(Noisy(guide.score, coreset.seed), shards, limits.budget, allowed)
     assert guide.centroids is not None
     size = ratio.gate_size(coreset.gate, limits.budget, images)
-    let_in = _best(guide.score, shards, size, on_refill).position
-    allowed = Allowed.only(let_in, images)
+    let_in = _best(guide.score, shards, size, allowed, on_refill).position
     wanted = Wanted(guide.centroids, limits)
-    return select_all(shards, [wanted], allowed=allowed, on_refill=on_refill)[0]
+    behind = Allowed.only(let_in, images)
+    return select_all(shards, [wanted], allowed=behind, on_refill=on_refill)[0]
 
 
-def _best(score: Score, shards: list[Shard], count: int, on_refill: OnRefill) -> Selection:
+def _best(
+    score: Score, shards: list[Shard], count: int, allowed: Allowed | None, on_refill: OnRefill
+) -> Selection:
     if not isinstance(score, Linear):
-        return _scored(score, shards, count)
+        return _scored(score, shards, count, allowed)
     # One direction is scanned as one centroid is
     wanted = Wanted(score.direction[None], Limits(None, 1, count), by_score=True)
-    [found] = select_all(shards, [wanted], on_refill=on_refill)
+    [found] = select_all(shards, [wanted], allowed=allowed, on_refill=on_refill)
     assert found.similarity is not None
     return replace(found, similarity=score.of_similarity(found.similarity))
 
 
-def _scored(score: Score, shards: list[Shard], count: int) -> Selection:
-    position, value = best_by(shards, score, count)
+def _scored(score: Score, shards: list[Shard], count: int, allowed: Allowed | None) -> Selection:
+    position, value = best_by(shards, score, count, allowed)
     why: StoppedBecause = "budget" if len(position) == count else "open set used up"
     return Selection(position, None, None, value, [], why)
+
+
+def with_added(
+    chosen: Selection, added: NDArray[np.int64], guide: Guide, shards: list[Shard]
+) -> Selection:
+    """The selection behind these images, as if a round 0 had taken them. added: sorted."""
+    position = np.concatenate([added, chosen.position])
+    if chosen.similarity is None:
+        return replace(chosen, position=np.sort(position))
+    rows = widen(rows_at(shards, added))
+    if chosen.centroid is None or chosen.round is None:
+        assert guide.score is not None
+        own = guide.score.exact(rows)
+        return replace(
+            chosen, position=position, similarity=np.concatenate([own, chosen.similarity])
+        )
+    assert guide.centroids is not None
+    similarity = rows.astype(np.float64) @ prepare(guide.centroids).f64.T
+    nearest = similarity.argmax(axis=1)
+    return replace(
+        chosen,
+        position=position,
+        centroid=np.concatenate([nearest.astype(np.int32), chosen.centroid]),
+        round=np.concatenate([np.zeros(len(added), np.int32), chosen.round]),
+        similarity=np.concatenate([similarity.max(axis=1), chosen.similarity]),
+    )

@@ -12,6 +12,7 @@ import ray
 from numpy.typing import NDArray
 
 from curate.cluster import over_tasks, results
+from curate.coreset.allowed import Allowed
 from curate.coreset.candidates import CHUNK_ROWS, Candidates, Floor
 from curate.coreset.drawn import draw
 from curate.coreset.merge import merge
@@ -28,20 +29,22 @@ SHARDS_AT_ONCE = 16  # that one task counts in
 
 
 def best_by(
-    shards: list[Shard], score: Score, count: int
+    shards: list[Shard], score: Score, count: int, allowed: Allowed | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Positions in plan order and scores of the `count` best, the best first, ties by position; of
     all images where there are no more."""
-    total = sum(shard.rows for shard in shards)
+    images = sum(shard.rows for shard in shards)
+    total = images if allowed is None else allowed.count
     if not min(total, count):
         return np.empty(0, np.int64), np.empty(0)
     sample = np.sort(score.exact(widen(draw(shards, SAMPLED, SEED))))[::-1]
     rank = float(count) * len(sample) / total
-    known = ray.put(score)
+    known, may_be = ray.put(score), ray.put(allowed)
     while True:
         place = int(spared(np.array([rank]))[0])
         floor = Floor.at(np.array([sample[place] if place < len(sample) else -np.inf]))
-        parts = results([_scan.remote(group, known, floor, count) for group in groups(shards)])
+        scans = [_scan.remote(group, known, floor, count, may_be) for group in groups(shards)]
+        parts = results(scans)
         if sum(len(part.position) for part in parts) >= min(count, total):
             found = merge([Candidates.none(floor), *parts], np.array([count]))
             return found.position, found.similarity
@@ -55,7 +58,9 @@ def counts_above(shards: list[Shard], score: Score, bars: Scores) -> NDArray[np.
 
 
 @ray.remote
-def _scan(group: list[Shard], score: Score, floor: Floor, count: int) -> Candidates:
+def _scan(
+    group: list[Shard], score: Score, floor: Floor, count: int, allowed: Allowed | None
+) -> Candidates:
     lengths = np.array([count])
     parts = [Candidates.none(floor)]
     waiting = 0
@@ -66,6 +71,8 @@ def _scan(group: list[Shard], score: Score, floor: Floor, count: int) -> Candida
             check_unit(row_norms(rows))
         near, error = score.rough(rows)
         here = np.flatnonzero(near >= lowest - error)
+        if allowed is not None:
+            here = np.intersect1d(here, allowed.rows(first, len(rows)))
         exact = score.exact(rows[here])
         here, exact = here[exact >= lowest], exact[exact >= lowest]
         order = np.argsort(-exact, kind="stable")

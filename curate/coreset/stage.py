@@ -6,13 +6,15 @@ embedding shards ──> guide (centroids, ratio) ──> select ──> manifes
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from curate import __version__, storage
-from curate.coreset import baselines, manifest, rules, whitened_shards
+from curate.coreset import baselines, constraints, manifest, rules, whitened_shards
+from curate.coreset.allowed import Allowed
 from curate.coreset.kept import Kept
 from curate.coreset.on_ray import Wanted, select_all
 from curate.coreset.ratio import Linear
@@ -84,8 +86,9 @@ def budget_of(coreset: CoresetSettings, found: Embedded, guide: Guide) -> int | 
 
 def kept_of(run: Run, found: Embedded, guide: Guide) -> Kept | None:
     """Where the run keeps its candidates; None for a selection that keeps none."""
-    if guide.centroids is None or guide.score is not None:
+    if not _is_simcore(run.settings.coreset, guide):
         return None
+    assert guide.centroids is not None
     dims = run.settings.coreset.whiten
     # Whitened ones are others with every image that is added
     whitened = f"{found.fingerprint} whitened to {dims}"
@@ -116,20 +119,44 @@ def choose_all(
     """
     assert all(one.open == found[0].open for one in found)
     places = [None] * len(found) if kept is None else kept
+    each = list(zip(coresets, found, guides, places, strict=True))
     simcore = [
         Wanted(guide.centroids, _limits(coreset, one, guide), kept=place)
-        for coreset, one, guide, place in zip(coresets, found, guides, places, strict=True)
-        if guide.centroids is not None and guide.score is None
+        for coreset, one, guide, place in each
+        if guide.centroids is not None and _is_simcore(coreset, guide)
     ]
     by_rounds = iter(select_all(found[0].open, simcore, on_refill=_tell))
+    return [
+        next(by_rounds) if _is_simcore(coreset, guide) else _chosen(coreset, one, guide)
+        for coreset, one, guide, _ in each
+    ]
 
-    def chosen(coreset: CoresetSettings, one: Embedded, guide: Guide) -> Selection:
-        if guide.score is not None:
-            limits = _limits(coreset, one, guide)
-            return rules.select_by(coreset, guide, one.open, limits, _tell)
-        return _baseline(coreset, one) if guide.centroids is None else next(by_rounds)
 
-    return [chosen(*each) for each in zip(coresets, found, guides, strict=True)]
+def _is_simcore(coreset: CoresetSettings, guide: Guide) -> bool:
+    """And nothing else, so that targets can be scanned together."""
+    return guide.centroids is not None and guide.score is None and not coreset.is_constrained
+
+
+def _chosen(coreset: CoresetSettings, found: Embedded, guide: Guide) -> Selection:
+    within = constraints.of(coreset, found)
+    limits = _limits(coreset, found, guide)
+    if limits.budget is not None:
+        left = limits.budget - len(within.added)
+        if left < 0:
+            raise CurateError(
+                f"coreset.add: {len(within.added)} images, more than the budget of {limits.budget}"
+            )
+        limits = replace(limits, budget=left)
+    if guide.score is not None:
+        chosen = rules.select_by(coreset, guide, found.open, limits, within.allowed, _tell)
+    elif guide.centroids is not None:
+        wanted = Wanted(guide.centroids, limits)
+        [chosen] = select_all(found.open, [wanted], allowed=within.allowed, on_refill=_tell)
+    else:
+        chosen = _baseline(coreset, found, limits.budget, within.allowed)
+    if len(within.added):
+        chosen = rules.with_added(chosen, within.added, guide, found.open)
+    return replace(chosen, left_out=within.left_out)
 
 
 def _tell(lists: int, length: int) -> None:
@@ -140,13 +167,16 @@ def _limits(coreset: CoresetSettings, found: Embedded, guide: Guide) -> Limits:
     return Limits(coreset.tau, coreset.reference_round, budget_of(coreset, found, guide))
 
 
-def _baseline(coreset: CoresetSettings, found: Embedded) -> Selection:
-    candidates = np.arange(found.open_images)
+def _baseline(
+    coreset: CoresetSettings, found: Embedded, budget: int | None, allowed: Allowed | None
+) -> Selection:
+    images = found.open_images
+    candidates = np.arange(images) if allowed is None else allowed.rows(0, images)
     if coreset.method == "oracle":
-        candidates = baselines.labelled(found.open, coreset.labels or [])
-        if not len(candidates):
+        labelled = baselines.labelled(found.open, coreset.labels or [])
+        if not len(labelled):
             raise CurateError("coreset.labels: no image of the open set has any of them")
-    budget = budget_of(coreset, found, Guide())
+        candidates = np.intersect1d(candidates, labelled)
     return baselines.random_sample(candidates, budget, coreset.seed)
 
 
@@ -169,4 +199,5 @@ def outcome(coreset: CoresetSettings, selection: Selection) -> Outcome:
         last_objective=rounds[-1].objective if rounds else None,
         stopping_objective=selection.stopping_objective,
         stopped_because=selection.stopped_because,
+        left_out=selection.left_out,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from curate.runfiles.accounts import Counts, SourceCounts
 from curate.runfiles.files import RunFiles
@@ -23,6 +23,7 @@ class Outcome:
     last_objective: float | None
     stopping_objective: float | None  # f(S_t) of the round under the threshold
     stopped_because: str
+    left_out: dict[str, int] = field(default_factory=dict)  # of the open set, by reason
 
     def to_json(self) -> Document:
         return {**vars(self), "coreset": self.coreset.model_dump(mode="json")}
@@ -99,7 +100,7 @@ class Summary:
     def from_json(document: Document) -> Summary:
         """Raises KeyError, TypeError or ValueError for what `to_json` does not make."""
         rest = dict(document)
-        own = {name: rest.pop(name) for name in Outcome.__dataclass_fields__}
+        own = {name: rest.pop(name) for name in Outcome.__dataclass_fields__ if name in rest}
         own["coreset"] = CoresetSettings.model_validate(own["coreset"])
         training = rest.pop("pretrain", None)
         return Summary(
@@ -116,6 +117,9 @@ class Summary:
         for name, row in self.sources.open.items():
             lines.append(_row(name, row, f"{row.selected:,}"))
         lines.append(self._ending())
+        if self.outcome.left_out:
+            reasons = ", ".join(f"{n:,} {why}" for why, n in self.outcome.left_out.items())
+            lines.append(f"left out: {reasons}")
         lines += figure_lines(self.figures or {})
         stages = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
         lines.append(f"seconds: {stages}")

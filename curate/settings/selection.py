@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from curate.settings.base import AutoBudget, Label, Positive, Settings
+from curate.settings.base import AbsolutePath, AutoBudget, Label, Positive, Settings
 from curate.settings.training import TrainingSettings
 
 Ratio = Literal["linear", "logistic", "kernel"]  # how a density ratio is estimated
@@ -69,7 +69,10 @@ class CoresetSettings(Settings):
     budget_times_target: float | None = Field(None, gt=0)  # the authors cap I at 50 · |X|
     labels: list[Label] | None = None  # of method oracle
     whiten: int | None = Field(None, ge=2)  # dimensions of whitened embeddings; null: as they are
-    seed: int = Field(0, ge=0)  # of k-means, and of method random
+    seed: int = Field(0, ge=0)  # of k-means, and of methods random and resample
+    dedup: Literal["none", "exact"] = "none"  # exact: of files alike byte for byte, one
+    drop: list[str] | AbsolutePath | None = None  # SOURCE/KEY, or a file of such lines: never taken
+    add: list[str] | AbsolutePath | None = None  # the same: taken before all others
 
     @model_validator(mode="after")
     def _complete(self) -> CoresetSettings:
@@ -85,6 +88,10 @@ class CoresetSettings(Settings):
         if self.method == "all" and (self.budget, self.budget_times_target) != (None, None):
             raise ValueError("method all takes everything; leave out the budget")
         return self
+
+    @property
+    def is_constrained(self) -> bool:
+        return bool(self.dedup != "none" or self.drop or self.add)
 
     @property
     def uses_centroids(self) -> bool:
