@@ -51,7 +51,7 @@ PURE = [
         f"coreset.{n}"
         for n in ("similarity", "lead", "candidates", "merge", "lists", "rounds", "best")
     ),
-    *("coreset.allowed", "coreset.ratio", "coreset.figures"),
+    *("coreset.allowed", "coreset.quotas", "coreset.ratio", "coreset.figures"),
     *(
         "coreset.centroids",
         "coreset.whitening",

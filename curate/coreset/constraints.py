@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from curate import storage
 from curate.cluster import over_tasks, results
 from curate.coreset.allowed import Allowed
+from curate.coreset.quotas import NO_GROUP, Quota
 from curate.errors import CurateError, one_line
 from curate.runfiles import columns
 from curate.runfiles.run import Embedded
 from curate.runfiles.shards import Shard
 from curate.settings import CoresetSettings
+from curate.settings.selection import QuotaSettings
 
 SHARDS_AT_ONCE = 64  # that one task opens
 DIGESTS_AT_ONCE = 4_000_000  # that one task sorts
@@ -33,16 +35,21 @@ OF_TARGET = -1  # the position of a target image: before all of the open set's
 
 @dataclass(frozen=True)
 class Constraints:
-    """allowed: None for all images; added: positions, sorted, none of them allowed any more;
-    left_out: images that are not allowed, by reason."""
+    """allowed: None for all images; quotas: less what `added` takes of them; added: positions,
+    sorted, none of them allowed any more; left_out: images that are not allowed, by reason."""
 
     allowed: Allowed | None = None
+    quotas: list[Quota] = field(default_factory=list)
     added: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     left_out: dict[str, int] = field(default_factory=dict)
 
 
-def of(coreset: CoresetSettings, found: Embedded) -> Constraints:
-    """Raises CurateError for keys that no embedded image has, and digests that are not there."""
+def of(coreset: CoresetSettings, found: Embedded, budget: int | None) -> Constraints:
+    """budget: images, with those that are added.
+
+    Raises CurateError for keys and groups that no embedded image has, and digests that are not
+    there.
+    """
     if not coreset.is_constrained:
         return Constraints()
     allowed = Allowed.all_of(found.open_images)
@@ -60,7 +67,8 @@ def of(coreset: CoresetSettings, found: Embedded) -> Constraints:
         before, allowed = allowed.count, allowed.without(positions)
         if before > allowed.count:
             left_out[reason] = before - allowed.count
-    return Constraints(allowed, added, left_out)
+    quotas = [_quota(one, found, budget, added) for one in coreset.quotas]
+    return Constraints(allowed, quotas, added, left_out)
 
 
 # By hand
@@ -121,6 +129,53 @@ def _rows_of(shard: Shard, column: str) -> pa.Array:
     if column not in table.column_names:
         raise CurateError(f"{shard.uri}: no column {column!r}, which the selection's settings need")
     return table[column].slice(shard.start, shard.rows).combine_chunks().cast(pa.string())
+
+
+# Quotas
+
+
+def _quota(
+    quota: QuotaSettings, found: Embedded, budget: int | None, added: NDArray[np.int64]
+) -> Quota:
+    """Raises CurateError for groups that no image is in."""
+    if quota.by == "source":
+        names = list(dict.fromkeys(found.open_sources))
+        own = [np.array([names.index(source)]) for source in found.open_sources]
+        parts = [np.repeat(code, shard.rows) for code, shard in zip(own, found.open, strict=True)]
+    else:
+        names, parts = _labels(found.open)
+    bound = set(names if quota.of is None else quota.of)
+    unknown = sorted(bound - set(names))
+    if unknown:
+        raise CurateError(f"coreset.quotas: no image of the open set has {quota.by} {unknown[0]}")
+    # Names that are not bound, and images without one, are in no group
+    numbers = {name: number for number, name in enumerate(sorted(bound), NO_GROUP + 1)}
+    kind = np.min_scalar_type(len(numbers))
+    code_of = np.array([*(numbers.get(name, NO_GROUP) for name in names), NO_GROUP], kind)
+    codes = np.concatenate([np.empty(0, kind), *(code_of[part] for part in parts)])
+    assert not isinstance(quota.most, float) or budget is not None
+    most = round(quota.most * (budget or 0)) if isinstance(quota.most, float) else quota.most
+    room = np.full(len(numbers) + 1, most, np.int64)
+    room[NO_GROUP] = np.iinfo(np.int64).max
+    return Quota(codes, room - np.bincount(codes[added], minlength=len(room)))
+
+
+def _labels(shards: list[Shard]) -> tuple[list[str], list[NDArray[np.intp]]]:
+    """All labels, and of the images of some shards each which of them; -1 for none."""
+    parts = over_tasks(_encoded, shards, SHARDS_AT_ONCE)
+    names = sorted({name for own, _ in parts for name in own})
+    place = {name: number for number, name in enumerate(names)}
+    return names, [
+        np.array([*(place[name] for name in own), -1], np.intp)[codes] for own, codes in parts
+    ]
+
+
+@ray.remote
+def _encoded(group: list[Shard]) -> tuple[list[str], NDArray[np.int32]]:
+    column = pa.chunked_array([_rows_of(shard, "label") for shard in group], pa.string())
+    encoded = column.combine_chunks().dictionary_encode()
+    codes = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)
+    return encoded.dictionary.to_pylist(), codes.astype(np.int32)
 
 
 # Copies

@@ -9,7 +9,7 @@ refill   another pass for those lists alone, below where they ended, and the rou
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -23,6 +23,7 @@ from curate.coreset.grown import grow
 from curate.coreset.kept import Kept
 from curate.coreset.lists import Lists, Piece
 from curate.coreset.passes import Ask, one_pass
+from curate.coreset.quotas import Quota
 from curate.coreset.rounds import Limits, RanOut, Rounds, Selection
 from curate.coreset.sample import Sample, spared
 from curate.coreset.similarity import Centroids, NotUnit
@@ -48,6 +49,7 @@ class Wanted:
     length: int | None = None
     kept: Kept | None = None
     by_score: bool = False  # the first images of its one list, without rounds
+    quotas: list[Quota] = field(default_factory=list)
 
 
 OnRefill = Callable[[int, int], None]  # is told of lists, and of images that the longest gets
@@ -172,7 +174,8 @@ class _Search:
         if self.wanted.by_score:
             self.rounds = Best(lists, self.wanted.limits.budget)
         else:
-            self.rounds = Rounds(lists, self.open_set.images, self.wanted.limits)
+            wanted, images = self.wanted, self.open_set.images
+            self.rounds = Rounds(lists, images, wanted.limits, quotas=wanted.quotas)
 
     @property
     def selection(self) -> Selection:

@@ -8,13 +8,14 @@ a bit an image for those that are taken: a round costs the centroids' heads, not
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from curate.coreset.lists import Lists
+from curate.coreset.quotas import OVER_QUOTA, Quota, Room
 
 MOST_READ = 4096  # entries of a list at a time
 MOST_HELD = 1 << 21  # of all lists: 32 MB
@@ -76,7 +77,13 @@ class Rounds:
     go on where they were."""
 
     def __init__(
-        self, lists: Lists, images: int, limits: Limits, *, threshold: float | None = None
+        self,
+        lists: Lists,
+        images: int,
+        limits: Limits,
+        *,
+        threshold: float | None = None,
+        quotas: list[Quota] | None = None,
     ) -> None:
         """images: of the whole open set; threshold: an objective that ends the selection, known
         beforehand."""
@@ -85,13 +92,14 @@ class Rounds:
         self.threshold = -math.inf if threshold is None else threshold
         self.rounds: list[Round] = []
         self._picks = _Picks()
-        self._walks = _Walks(lists, images)
+        self._room = Room(quotas or [])
+        self._walks = _Walks(lists, images, self._room)
 
     def run(self) -> Selection | RanOut:
         """Run rounds until f(S_t) < tau · f(S_reference), the budget, or the end of the open set.
 
-        The round that falls under the threshold is not added. Of one that overshoots the budget the
-        most similar images are, ties by plan order.
+        The round that falls under the threshold is not added. Of one that overshoots the budget, or
+        a quota, the most similar images are, ties by plan order.
         """
         walks, budget = self._walks, self.limits.budget
         while budget is None or self._picks.count < budget:
@@ -123,7 +131,7 @@ class Rounds:
     def _add(self, objective: float, room: int | None) -> None:
         walks = self._walks
         owners = _owners(walks.position, walks.similarity)
-        added = _within(owners, walks, room)
+        added = _within(owners, walks, room, self._room)
         number = len(self.rounds) + 1
         self._picks.add(number, added, walks.position[added], walks.similarity[added])
         walks.take(walks.position[owners])
@@ -131,7 +139,12 @@ class Rounds:
 
     def _selection(self, why: StoppedBecause, objective: float | None = None) -> Selection:
         position, centroid, number, similarity = self._picks.columns()
-        return Selection(position, centroid, number, similarity, self.rounds, why, objective)
+        found = Selection(position, centroid, number, similarity, self.rounds, why, objective)
+        if not self._room.is_bound:
+            return found
+        behind = np.setdiff1d(self._walks.behind(), position)
+        left_out = int(self._room.is_full(behind).sum())
+        return replace(found, left_out={OVER_QUOTA: left_out} if left_out else {})
 
 
 def _owners(position: NDArray[np.int64], similarity: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -147,12 +160,15 @@ def _owners(position: NDArray[np.int64], similarity: NDArray[np.float64]) -> NDA
     return np.sort(order[first])
 
 
-def _within(owners: NDArray[np.intp], walks: _Walks, room: int | None) -> NDArray[np.intp]:
+def _within(
+    owners: NDArray[np.intp], walks: _Walks, budget: int | None, room: Room
+) -> NDArray[np.intp]:
     """The owners; where there is room for some, of the most similar images, ties by plan order."""
-    if room is None or len(owners) <= room:
+    if not room.is_bound and (budget is None or len(owners) <= budget):
         return owners
-    order = np.lexsort((walks.position[owners], -walks.similarity[owners]))
-    return np.sort(owners[order[:room]])
+    ordered = owners[np.lexsort((walks.position[owners], -walks.similarity[owners]))]
+    fitting = ordered[room.fitting(walks.position[ordered])]
+    return np.sort(fitting[:budget])
 
 
 class _Walks:
@@ -162,9 +178,9 @@ class _Walks:
     read. The position after a list's last is `images`, which no round takes.
     """
 
-    def __init__(self, lists: Lists, images: int) -> None:
+    def __init__(self, lists: Lists, images: int, room: Room) -> None:
         k = lists.k
-        self.lists, self.end = lists, images
+        self.lists, self.end, self._room = lists, images, room
         self.position = np.full(k, images, np.int64)
         self.similarity = np.full(k, -np.inf)
         self._taken = np.zeros(images // 8 + 1, np.uint8)
@@ -202,7 +218,27 @@ class _Walks:
         np.bitwise_or.at(self._taken, position >> 3, _bit(position))
 
     def _is_taken(self, position: NDArray[np.int64]) -> NDArray[np.bool_]:
-        return (self._taken[position >> 3] & _bit(position)) != 0
+        """Or cannot be any more; never the position after the last."""
+        taken: NDArray[np.bool_] = (self._taken[position >> 3] & _bit(position)) != 0
+        if self._room.is_bound:
+            inside = ~taken & (position != self.end)
+            taken[inside] = self._room.is_full(position[inside])
+        return taken
+
+    def behind(self) -> NDArray[np.int64]:
+        """Distinct images, sorted, that some head has passed, or stands on and they are taken."""
+        passed = [np.empty(0, np.int64)]
+        for q in range(self.lists.k):
+            start = 0
+            while start < self._read[q]:
+                entries = self.lists.read(q, start, int(self._read[q]) - start)["position"]
+                at = np.flatnonzero(entries == self.position[q])
+                start += len(entries)
+                if len(at):
+                    passed.append(entries[: at[0] + int(self._is_taken(entries[at])[0])])
+                    break
+                passed.append(entries)
+        return np.unique(np.concatenate(passed))
 
     def _load(self, q: int) -> None:
         """The list's next entries that are not taken; none where it ends."""

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from curate.coreset import centroids, ratio
 from curate.coreset.allowed import Allowed
+from curate.coreset.constraints import Constraints
 from curate.coreset.drawn import draw, rows_at
 from curate.coreset.on_ray import OnRefill, Wanted, select_all
+from curate.coreset.quotas import OVER_QUOTA, Room
 from curate.coreset.ratio import Linear, Noisy, Score, Stop
 from curate.coreset.rounds import Limits, Selection, StoppedBecause
 from curate.coreset.scored import best_by, counts_above
@@ -29,6 +31,7 @@ log = logging.getLogger(__name__)
 
 SAMPLED = 100_000  # images of the open set that a ratio is estimated from
 SEED = 0  # of that sample
+MORE = 4  # times as many images are looked at, where quotas leave too few of them
 LEAST_HALF = 20  # target images in each half, to stop by
 
 
@@ -116,40 +119,62 @@ def select_by(
     guide: Guide,
     shards: list[Shard],
     limits: Limits,
-    allowed: Allowed | None,
+    within: Constraints,
     on_refill: OnRefill,
 ) -> Selection:
     """By a method that uses a ratio."""
     assert guide.score is not None and limits.budget is not None
-    images = sum(shard.rows for shard in shards)
-    if coreset.method == "ratio":
-        return _best(guide.score, shards, limits.budget, allowed, on_refill)
+    score, allowed = guide.score, within.allowed
     if coreset.method == "resample":
-        return _scored(Noisy(guide.score, coreset.seed), shards, limits.budget, allowed)
+        score = Noisy(score, coreset.seed)
+    if coreset.method != "gate":
+        return _fitting(score, shards, limits.budget, within, on_refill)
     assert guide.centroids is not None
+    images = sum(shard.rows for shard in shards)
     size = ratio.gate_size(coreset.gate, limits.budget, images)
-    let_in = _best(guide.score, shards, size, allowed, on_refill).position
-    wanted = Wanted(guide.centroids, limits)
+    let_in = _best(score, shards, size, allowed, on_refill).position
+    wanted = Wanted(guide.centroids, limits, quotas=within.quotas)
     behind = Allowed.only(let_in, images)
     return select_all(shards, [wanted], allowed=behind, on_refill=on_refill)[0]
+
+
+def _fitting(
+    score: Score, shards: list[Shard], count: int, within: Constraints, on_refill: OnRefill
+) -> Selection:
+    """The best that quotas leave room for, one after the other."""
+    asked = count
+    while True:
+        found = _best(score, shards, asked, within.allowed, on_refill)
+        if not within.quotas:
+            return found
+        fits = Room(within.quotas).fitting(found.position)
+        if fits.sum() >= count or found.stopped_because == "open set used up":
+            break
+        asked = MORE * asked
+    taken = np.flatnonzero(fits)[:count]
+    passed = int(taken[-1]) + 1 if len(taken) == count and count else len(fits)
+    left_out = passed - len(taken)
+    assert found.similarity is not None
+    return replace(
+        found,
+        position=found.position[taken],
+        similarity=found.similarity[taken],
+        left_out={OVER_QUOTA: left_out} if left_out else {},
+    )
 
 
 def _best(
     score: Score, shards: list[Shard], count: int, allowed: Allowed | None, on_refill: OnRefill
 ) -> Selection:
     if not isinstance(score, Linear):
-        return _scored(score, shards, count, allowed)
+        position, value = best_by(shards, score, count, allowed)
+        why: StoppedBecause = "budget" if len(position) == count else "open set used up"
+        return Selection(position, None, None, value, [], why)
     # One direction is scanned as one centroid is
     wanted = Wanted(score.direction[None], Limits(None, 1, count), by_score=True)
     [found] = select_all(shards, [wanted], allowed=allowed, on_refill=on_refill)
     assert found.similarity is not None
     return replace(found, similarity=score.of_similarity(found.similarity))
-
-
-def _scored(score: Score, shards: list[Shard], count: int, allowed: Allowed | None) -> Selection:
-    position, value = best_by(shards, score, count, allowed)
-    why: StoppedBecause = "budget" if len(position) == count else "open set used up"
-    return Selection(position, None, None, value, [], why)
 
 
 def with_added(

@@ -138,8 +138,8 @@ def _is_simcore(coreset: CoresetSettings, guide: Guide) -> bool:
 
 
 def _chosen(coreset: CoresetSettings, found: Embedded, guide: Guide) -> Selection:
-    within = constraints.of(coreset, found)
     limits = _limits(coreset, found, guide)
+    within = constraints.of(coreset, found, limits.budget)
     if limits.budget is not None:
         left = limits.budget - len(within.added)
         if left < 0:
@@ -148,15 +148,15 @@ def _chosen(coreset: CoresetSettings, found: Embedded, guide: Guide) -> Selectio
             )
         limits = replace(limits, budget=left)
     if guide.score is not None:
-        chosen = rules.select_by(coreset, guide, found.open, limits, within.allowed, _tell)
+        chosen = rules.select_by(coreset, guide, found.open, limits, within, _tell)
     elif guide.centroids is not None:
-        wanted = Wanted(guide.centroids, limits)
+        wanted = Wanted(guide.centroids, limits, quotas=within.quotas)
         [chosen] = select_all(found.open, [wanted], allowed=within.allowed, on_refill=_tell)
     else:
         chosen = _baseline(coreset, found, limits.budget, within.allowed)
     if len(within.added):
         chosen = rules.with_added(chosen, within.added, guide, found.open)
-    return replace(chosen, left_out=within.left_out)
+    return replace(chosen, left_out=within.left_out | chosen.left_out)
 
 
 def _tell(lists: int, length: int) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from curate.settings.base import AbsolutePath, AutoBudget, Label, Positive, Settings
+from curate.settings.base import AbsolutePath, AutoBudget, Budget, Label, Positive, Settings
 from curate.settings.training import TrainingSettings
 
 Ratio = Literal["linear", "logistic", "kernel"]  # how a density ratio is estimated
@@ -56,6 +56,14 @@ class EmbedSettings(Settings):
     )  # at a unit that cannot be read, before it is left to another run
 
 
+class QuotaSettings(Settings):
+    """At most so many images of a source, or of a label."""
+
+    by: Literal["source", "label"]
+    most: Budget  # images of each; a fraction: of the budget
+    of: list[Label] | None = None  # these alone are bound; each where unset
+
+
 class CoresetSettings(Settings):
     """Which images are selected."""
 
@@ -73,6 +81,7 @@ class CoresetSettings(Settings):
     dedup: Literal["none", "exact"] = "none"  # exact: of files alike byte for byte, one
     drop: list[str] | AbsolutePath | None = None  # SOURCE/KEY, or a file of such lines: never taken
     add: list[str] | AbsolutePath | None = None  # the same: taken before all others
+    quotas: list[QuotaSettings] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _complete(self) -> CoresetSettings:
@@ -87,11 +96,15 @@ class CoresetSettings(Settings):
             raise ValueError("budget auto is for methods ratio, gate and resample")
         if self.method == "all" and (self.budget, self.budget_times_target) != (None, None):
             raise ValueError("method all takes everything; leave out the budget")
+        if self.quotas and not (self.uses_centroids or self.uses_ratio):
+            raise ValueError(f"quotas are for rounds and ratios, not method {self.method}")
+        if unlimited and any(isinstance(quota.most, float) for quota in self.quotas):
+            raise ValueError("quotas that are a fraction of the budget need one")
         return self
 
     @property
     def is_constrained(self) -> bool:
-        return bool(self.dedup != "none" or self.drop or self.add)
+        return bool(self.dedup != "none" or self.drop or self.add or self.quotas)
 
     @property
     def uses_centroids(self) -> bool:

@@ -86,7 +86,7 @@ def chosen(sets: Sets, **settings: Any) -> Selection:
 def test_of_copies_the_first(sets: Sets, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     """In one range of digests and in several."""
     monkeypatch.setattr(constraints, "DIGESTS_AT_ONCE", at_once)
-    made = constraints.of(CoresetSettings(dedup="exact"), sets.found)
+    made = constraints.of(CoresetSettings(dedup="exact"), sets.found, None)
     assert made.allowed is not None
     assert made.allowed.rows(0, N).tolist() == sets.firsts()
     of_target = sum(content.startswith("t") for content in sets.contents)
@@ -130,7 +130,7 @@ def test_rounds_are_those_of_what_is_left(sets: Sets) -> None:
 def test_keys_in_a_file(sets: Sets, tmp_path: Path) -> None:
     listed = tmp_path / "drop.txt"
     listed.write_text(f"{sets.place(5)}\n\n {sets.place(200)} \n")
-    made = constraints.of(CoresetSettings(drop=str(listed)), sets.found)
+    made = constraints.of(CoresetSettings(drop=str(listed)), sets.found, None)
     assert made.allowed is not None
     assert set(range(N)) - set(made.allowed.rows(0, N).tolist()) == {5, 200}
     assert made.left_out == {"dropped by hand": 2}
@@ -156,4 +156,4 @@ def test_embeddings_without_digests(sets: Sets, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", sets.rows)
     found = Embedded(sets.found.target, [Shard(str(tmp_path / "a.npy"), 0, N, 0)], ["a"], "")
     with pytest.raises(CurateError, match=r"a.npy: no column 'sha256'"):
-        constraints.of(CoresetSettings(dedup="exact"), found)
+        constraints.of(CoresetSettings(dedup="exact"), found, None)

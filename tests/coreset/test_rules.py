@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from curate.coreset import drawn, ratio, rules, sample, scored
+from curate.coreset.constraints import Constraints
 from curate.coreset.ratio import Linear, Noisy
 from curate.coreset.rounds import Limits
 from curate.coreset.rules import Guide, guide_of, select_by
@@ -58,7 +59,7 @@ def test_the_highest_ratios(
     coreset = CoresetSettings(method="ratio", ratio=kind, budget=count)  # type: ignore[arg-type]
     guide = guide_of(coreset, target, shards)
     assert guide.score is not None and guide.centroids is None
-    found = select_by(coreset, guide, shards, Limits(None, 1, count), None, quiet)
+    found = select_by(coreset, guide, shards, Limits(None, 1, count), Constraints(), quiet)
     scores = guide.score.exact(open_set.astype(np.float32))
     expected = best_first(scores)[:count]
     if isinstance(guide.score, Linear):  # a sum of it with an offset may tie where it does not
@@ -88,7 +89,7 @@ def test_rounds_behind_a_gate(
     coreset = CoresetSettings(method="gate", clusters=5, **asked)
     guide = guide_of(coreset, target, shards)
     assert guide.score is not None and guide.centroids is not None
-    found = select_by(coreset, guide, shards, Limits(tau, 1, budget), None, quiet)
+    found = select_by(coreset, guide, shards, Limits(tau, 1, budget), Constraints(), quiet)
     scores = guide.score.exact(open_set.astype(np.float32))
     if isinstance(guide.score, Linear):
         scores = open_set.astype(float) @ guide.score.direction
@@ -113,7 +114,7 @@ def test_a_gate_over_a_sample_and_refills(
     coreset = CoresetSettings(method="gate", clusters=5, gate=4, budget=100, tau=None)
     guide = guide_of(coreset, target, shards)
     assert isinstance(guide.score, Linear) and guide.centroids is not None
-    found = select_by(coreset, guide, shards, Limits(None, 1, 100), None, quiet)
+    found = select_by(coreset, guide, shards, Limits(None, 1, 100), Constraints(), quiet)
     let_in = np.sort(best_first(open_set.astype(float) @ guide.score.direction)[:400])
     grid = np.rint(guide.centroids.astype(float) * 2**24) / 2**24
     truth = brute_force_rounds(open_set[let_in], grid, budget=100)
@@ -129,7 +130,7 @@ def test_a_sample_by_weight(
     coreset = CoresetSettings(method="resample", ratio=kind, budget=50, seed=4)  # type: ignore[arg-type]
     guide = guide_of(coreset, target, shards)
     assert guide.score is not None
-    found = select_by(coreset, guide, shards, Limits(None, 1, 50), None, quiet)
+    found = select_by(coreset, guide, shards, Limits(None, 1, 50), Constraints(), quiet)
     scores = Noisy(guide.score, 4).exact(open_set.astype(np.float32))
     assert found.position.tolist() == best_first(scores)[:50].tolist()
 
@@ -188,7 +189,7 @@ def test_budget_auto(tmp_path: Path) -> None:
     guide = guide_of(coreset, unit_rows(rng, 200, D, lean=2.0), shards)
     assert guide.budget is not None
     assert 250 < guide.budget < 550
-    found = select_by(coreset, guide, shards, Limits(None, 1, guide.budget), None, quiet)
+    found = select_by(coreset, guide, shards, Limits(None, 1, guide.budget), Constraints(), quiet)
     assert ((found.position >= 800) & (found.position < 1200)).mean() > 0.8
 
 
