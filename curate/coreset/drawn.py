@@ -25,7 +25,7 @@ def draw(shards: list[Shard], most: int, seed: int) -> NDArray[np.floating]:
     total = sum(shard.rows for shard in shards)
     parts = [_draw.remote(group, total, most, seed) for group in groups(shards, per_cpu=1)]
     rows = _joined(results(parts))
-    return rows[: MOST_BYTES // max(1, rows.itemsize * rows.shape[1])]
+    return rows[:: max(1, -(-rows.nbytes // MOST_BYTES))]
 
 
 def is_drawn(positions: NDArray[np.int64], total: int, most: int, seed: int) -> NDArray[np.bool_]:

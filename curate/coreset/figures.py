@@ -43,7 +43,9 @@ def figures(
     sample: NDArray[np.floating],
 ) -> Figures:
     """selected (n, D), target (T, D), random images of the open set (m, D): unit rows."""
-    same = sample[: len(selected)]
+    # In plan order they come, source by source
+    some = np.random.default_rng(SEED).permutation(len(sample))[: len(selected)]
+    same = sample[some]
     mine, random = _relevance([selected, sample], target, sample)
     clusters, clusters_random = _clusters([selected, same], sample)
     return Figures(mine, random, clusters, clusters_random, _nearest(selected), _nearest(same))

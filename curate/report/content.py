@@ -138,6 +138,8 @@ class Report:
     evaluation: list[Figure] = field(default_factory=list)
     comparison: Comparison | None = None
     missing: dict[str, str] = field(default_factory=dict)  # section → why it is not there
+    figures: dict[str, float | None] = field(default_factory=dict)  # coreset.figures
+    left_out: dict[str, int] = field(default_factory=dict)  # images, by reason
 
     @property
     def open_embedded(self) -> int:

@@ -49,7 +49,7 @@ def test_variety_counts_kinds(sets: tuple[np.ndarray, np.ndarray, np.ndarray]) -
     one, all_ = (figures(open_set[kinds <= last][:400], target, open_set) for last in (0, 7))
     assert one.clusters is not None and all_.clusters is not None
     assert 6 < all_.clusters / one.clusters < 10
-    assert all_.clusters_random == pytest.approx(all_.clusters)
+    assert all_.clusters_random == pytest.approx(all_.clusters, rel=0.1)
 
 
 def test_nearest_against_a_loop(sets: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
@@ -60,6 +60,15 @@ def test_nearest_against_a_loop(sets: tuple[np.ndarray, np.ndarray, np.ndarray])
     assert found.nearest == pytest.approx(np.mean(slow), abs=1e-5)
     copies = np.concatenate([open_set[:30], open_set[:30]])
     assert figures(copies, target, open_set).nearest == pytest.approx(1, abs=1e-3)
+
+
+def test_random_images_are_of_all_sources() -> None:
+    """The sample comes in plan order, of two sources that lie apart."""
+    rng = np.random.default_rng(0)
+    sample = np.concatenate([around(rng, centre, 500, 0.05) for centre in np.eye(D)[:2]])
+    found = figures(sample[:50], sample[:20], sample)
+    assert found.clusters is not None and found.clusters_random is not None
+    assert found.clusters_random > 1.3 * found.clusters
 
 
 def test_what_is_too_small_has_no_figure(sets: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from curate import storage
 from curate.coreset import manifest, stage
+from curate.coreset.figures_on_ray import figures_of
 from curate.runfiles import plan, rejected, shards, store
 from curate.runfiles.files import RunFiles
 from curate.runfiles.ledger import Ledger, PartRecord, unit_of
@@ -101,7 +103,8 @@ def _select(run: Run) -> None:
     manifest.write_rounds(files.rounds, selection.rounds)
     counts = run.counts().selecting(selected)
     seconds = {"embed": 1.5, "select": 0.5}
-    summary = Summary(counts, stage.outcome(coreset, selection), seconds)
+    figures = asdict(figures_of(found, selection.position))
+    summary = Summary(counts, stage.outcome(coreset, selection), seconds, figures=figures)
     storage.write_json(files.summary, summary.to_json())
 
 

@@ -113,6 +113,11 @@ def test_images_that_are_gone_leave_a_frame_and_a_count(merged, merged_run, tmp_
         ({"budget": 0}, "0 of 300 images selected"),
         ({"tau": 1.0, "budget": None}, "because the next round's picks"),
         ({"tau": None, "budget": None}, "because no image was left"),
+        ({"method": "ratio", "budget": 20}, "those most like it were taken"),
+        ({"method": "resample", "budget": 20}, "a sample was drawn, the likelier the more"),
+        ({"method": "gate", "budget": 20, "tau": None}, "likeliest in the target set the most"),
+        ({"budget": 20, "tau": None}, "Cosine to the most similar other image"),
+        ({"budget": 20, "tau": None, "dedup": "exact"}, "Images that were left out"),
     ],
     ids=lambda value: None if isinstance(value, str) else "-".join(map(str, value.values())),
 )

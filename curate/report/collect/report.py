@@ -40,7 +40,7 @@ def collect(output: str, folder: str) -> Report:
     subject = Subject(run, manifest, stage.embedded(run), tiles)
     objectives = curve(run)
     coreset, outcome = run.settings.coreset, summary.outcome
-    centres = stage.read_centroids(run) if coreset.method == "simcore" else None
+    centres = stage.read_centroids(run) if coreset.uses_centroids else None
 
     log.info("report: images")
     gallery = tiles.of_open(manifest.images(spread(len(manifest), GALLERY)))
@@ -75,6 +75,8 @@ def collect(output: str, folder: str) -> Report:
         evaluation=files.read_evaluation(run.files),
         comparison=files.read_comparison(run.files),
         missing=subject.missing,
+        figures=summary.figures or {},
+        left_out=outcome.left_out,
     )
 
 

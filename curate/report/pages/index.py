@@ -14,6 +14,7 @@ from curate.report.pages.results import classes, comparison, evaluation
 from curate.report.pages.shell import document, links, note, number, row, table, tiles
 from curate.report.pages.sources import sources
 from curate.report.pages.stopping import stopping
+from curate.report.pages.worth import worth
 
 CENTROIDS = 6
 TILES = 20
@@ -58,7 +59,15 @@ def _headline(report: Report) -> str:
 
 def _lede(report: Report) -> str:
     against = images(report.target_embedded)
-    if report.method != "simcore":
+    if report.method not in ("simcore", "gate"):
+        if report.method in ("ratio", "resample"):
+            drawn = "those most like it were taken"
+            if report.method == "resample":
+                drawn = "a sample was drawn, the likelier the more"
+            return (
+                f"By how much likelier an image is in the target set, of which there are "
+                f"{against}, than in the open set, as {report.encoder} sees them, {drawn}."
+            )
         how = {
             "random": "at random",
             "oracle": "by the labels that were asked for",
@@ -69,8 +78,14 @@ def _lede(report: Report) -> str:
         )
     return (
         f"The open set was compared with {against} of the target set, as {report.encoder} sees "
-        f"them, and the most similar images were taken round by round. {_why(report)}"
+        f"them, and {_taken(report)} were taken round by round. {_why(report)}"
     )
+
+
+def _taken(report: Report) -> str:
+    if report.method == "gate":
+        return "of the images that are likeliest in the target set the most similar"
+    return "the most similar images"
 
 
 def _why(report: Report) -> str:
@@ -188,6 +203,7 @@ def _how(report: Report) -> Html:
 
 SECTIONS: list[tuple[str, str, Callable[[Report], Html | None]]] = [
     ("sources", "Where the images come from", sources),
+    ("worth", "How relevant and how varied it is", worth),
     ("stopping", "Why it stopped there", stopping),
     ("images", "The images", _images),
     ("map", "Target, open set and coreset", maps),
