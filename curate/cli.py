@@ -8,9 +8,11 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from curate import __version__
 from curate.errors import CurateError, one_line
+from curate.options import budget, tau, tau_or_none
 from curate.privacy import public_text
 
 
@@ -83,18 +85,17 @@ def _parser() -> argparse.ArgumentParser:
         add_config_options(parser_of_name, name)
         parser_of_name.set_defaults(command=command)
 
-    recut = commands.add_parser("recut", help="other limits on a run that is done")
-    recut.add_argument("run", metavar="RUN", help="the run's output")
-    recut.add_argument("--tau", type=_tau_or_none, help="0…1, or none")
-    recut.add_argument("--budget", type=_budget, help="images, or a fraction as in 0.05")
+    recut = _of_run(commands, "recut", "other limits on a run that is done", _recut_command)
+    recut.add_argument("--tau", type=tau_or_none, help="0…1, or none")
+    recut.add_argument("--budget", type=budget, help="images, or a fraction as in 0.05")
     recut.add_argument("--reference-round", type=int, metavar="T")
-    _add_common(recut)
-    recut.set_defaults(command=_recut_command)
 
-    report = commands.add_parser("report", help="pages that show a run that is done")
-    report.add_argument("run", metavar="RUN", help="the run's output")
-    _add_common(report)
-    report.set_defaults(command=_report_command)
+    about = "the coreset, with its images, for other tools"
+    export = _of_run(commands, "export", about, _export_command)
+    export.add_argument("--format", required=True, help="imagefolder, webdataset, parquet, hf, csv")
+    export.add_argument("--to", required=True, metavar="FOLDER", help="on any filesystem")
+    export.add_argument("--manifest", metavar="FILE", help="another one, as of recut")
+    _of_run(commands, "report", "pages that show a run that is done", _report_command)
 
     watch = commands.add_parser("watch", help="how far a run is, from anywhere")
     watch.add_argument("run", metavar="RUN", help="the run's output")
@@ -117,14 +118,24 @@ def _parser() -> argparse.ArgumentParser:
     by.add_argument("--centroids", metavar="FILE", help=".npy (K, D), unit rows")
     by.add_argument("--target", nargs="+", metavar="PATTERN", help="the target's embeddings")
     select.add_argument("--output", required=True, metavar="FILE", help="the manifest, .parquet")
-    select.add_argument("--tau", type=_tau, default=0.95, help="0…1, or none (default 0.95)")
+    select.add_argument("--tau", type=tau, default=0.95, help="0…1, or none (default 0.95)")
     select.add_argument("--reference-round", type=int, default=1, metavar="T")
-    select.add_argument("--budget", type=_budget, help="images, or a fraction as in 0.05")
+    select.add_argument("--budget", type=budget, help="images, or a fraction as in 0.05")
     for name, kind in {"method": str, "ratio": str, "gate": float, "clusters": int}.items():
         select.add_argument(f"--{name}", type=kind, help=f"coreset.{name}, with --target")
     select.add_argument("--seed", type=int, help="coreset.seed, with --target")
     _add_common(select)
     select.set_defaults(command=_select_command)
+    return parser
+
+
+def _of_run(
+    commands: Any, name: str, about: str, command: Callable[[argparse.Namespace], None]
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=about)
+    parser.add_argument("run", metavar="RUN", help="the run's output")
+    _add_common(parser)
+    parser.set_defaults(command=command)
     return parser
 
 
@@ -230,6 +241,16 @@ def _recut_command(options: argparse.Namespace) -> None:
     print(recut(absolute(options.run), limits))
 
 
+def _export_command(options: argparse.Namespace) -> None:
+    from curate import cluster
+    from curate.export.stage import export
+    from curate.settings.base import absolute
+
+    cluster.connect(options.address, verbose=options.verbose)
+    places = [absolute(place) for place in (options.run, options.to)]
+    print(export(places[0], options.format, places[1], options.manifest))
+
+
 def _report_command(options: argparse.Namespace) -> None:
     from curate import cluster
     from curate.report.build import build
@@ -275,30 +296,6 @@ def _select_command(options: argparse.Namespace) -> None:
     print(
         select_files(options.embeddings, options.output, coreset, options.centroids, options.target)
     )
-
-
-def _tau(text: str) -> float | None:
-    return None if text == "none" else _threshold(text)
-
-
-def _tau_or_none(text: str) -> float | str:
-    return text if text == "none" else _threshold(text)
-
-
-def _threshold(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: must be between 0 and 1")
-    return value
-
-
-def _budget(text: str) -> int | float | str:
-    if text == "auto":
-        return text
-    value = int(text) if text.isdigit() else float(text)
-    if value < 0 or (isinstance(value, float) and value > 1):
-        raise argparse.ArgumentTypeError(f"{text}: a whole number of images, or a fraction to 1.0")
-    return value
 
 
 if __name__ == "__main__":

@@ -38,12 +38,13 @@ ORDER = [
         "coreset",
         "methods",
         "dataset",
+        "export",
         "evaluate",
         "pretraining",
         "pipeline",
         "forecast",
     ),
-    *("comparison", "report", "cli"),
+    *("comparison", "report", "options", "cli"),
 ]
 # No Ray and no files: arrays in, arrays out. A folder stands for all of its files.
 PURE = [

@@ -139,6 +139,20 @@ class CandidateFiles(Folder):
         return self.piece(of + "-{:04d}.npy")
 
 
+class ExportFiles(Folder):
+    """A coreset in another format."""
+
+    memo = Name("export.json")
+    making = Name("exporting")  # while it is being made
+    rejected = Name("rejected.parquet")
+    csv = Name("coreset.csv")
+    card = Name("README.md")  # on the Hub
+
+    def done(self, piece: int) -> str:
+        """What of a piece could not be read; written last."""
+        return join(self.making, f"done-{piece:06d}.parquet")
+
+
 class RunFiles(Folder):
     """One run, with all that may be made from it later; its folder is the config's `output`."""
 

@@ -1,0 +1,1 @@
+"""A coreset in the formats of others, with its images byte for byte."""

@@ -1,0 +1,176 @@
+"""`curate export`: a manifest's images and rows in another format, piece by piece on Ray tasks.
+
+manifest ──> pieces of its rows ──> each read, written, and noted as done ──> export.json
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from curate import storage
+from curate.cluster import results
+from curate.coreset import manifest
+from curate.dataset.wanted import digest_of
+from curate.errors import CurateError, one_line
+from curate.export.formats import (
+    FORMATS,
+    WITHOUT_IMAGES,
+    Format,
+    Image,
+    Row,
+    card,
+    csv_of,
+    files_of,
+)
+from curate.runfiles import shards
+from curate.runfiles.files import ExportFiles
+from curate.runfiles.memo import Memo
+from curate.runfiles.run import Run
+from curate.runfiles.shards import Reject
+from curate.settings import SourceSettings
+from curate.sources.located import read_located
+
+PIECE_ROWS = 1000  # of a manifest, that one task exports
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every piece needs to know."""
+
+    form: Format
+    files: ExportFiles
+    manifest: str
+    pieces: int
+    piece_rows: int
+    sources: Mapping[str, SourceSettings]
+    max_bytes: int
+
+
+def export(output: str, form: str, to: str, manifest_uri: str | None = None) -> str:
+    """Write the run's coreset, or another manifest of its images, below `to`, and return a line on
+    what came of it. A call that was cut short goes on with the pieces that are missing.
+
+    Raises CurateError for another format, a place where another export is, and where too many
+    images cannot be read any more.
+    """
+    started = time.monotonic()
+    known = next((one for one in FORMATS if one == form), None)
+    if known is None:
+        raise CurateError(f"--format {form}: must be one of {', '.join(FORMATS)}")
+    run = Run.open(output)
+    uri = manifest_uri or run.files.manifest
+    rows = len(manifest.read(uri, ["position"]))
+    files, memo = ExportFiles(to), Memo(ExportFiles(to).memo)
+    request = {"manifest": digest_of(uri), "format": form}
+    if memo.read() is not None and memo.found(request) is None:
+        raise CurateError(f"{to}: another export is there; name another place, or remove it")
+    if (memo.read() or {}).get("whole"):
+        return f"{to}: was exported before"
+    memo.write(request, whole=False)
+    settings = run.settings
+    pieces = -(-rows // PIECE_ROWS)
+    sources = {source.name: source for source in settings.open}
+    job = Job(known, files, uri, pieces, PIECE_ROWS, sources, settings.images.max_bytes)
+    lost = 0
+    if known in WITHOUT_IMAGES:
+        results([_write_csv.remote(job)])
+    else:
+        lost = _write_images(job, settings.images.max_rejected_fraction, rows)
+    if known == "hf":
+        about = f"Selected by curate, method {settings.coreset.method}."
+        storage.write_bytes(files.card, card(rows - lost, about))
+    memo.write(request, whole=True, images=rows - lost, rejected=lost)
+    storage.remove_tree(files.making)
+    seconds = time.monotonic() - started
+    gone = f", {lost:,} could not be read: {files.rejected}" if lost else ""
+    return f"{rows - lost:,} images{gone}; {seconds:.1f} s: {to}"
+
+
+def _write_images(job: Job, most_lost: float, rows: int) -> int:
+    """Returns how many images could not be read."""
+    there = storage.names_in(job.files.making)
+    missing = [
+        number
+        for number in range(job.pieces)
+        if job.files.done(number).rpartition("/")[2] not in there
+    ]
+    shared = ray.put(job)
+    results([_write_piece.remote(shared, number) for number in missing])
+    tables = [
+        pq.read_table(pa.BufferReader(storage.read_bytes(job.files.done(number))))
+        for number in range(job.pieces)
+    ]
+    rejects = pa.concat_tables([shards.reject_table([]), *tables])
+    storage.remove_tree(job.files.rejected)
+    if len(rejects):
+        shards.write_parquet(job.files.rejected, rejects)
+    if len(rejects) > most_lost * rows:
+        for number, table in enumerate(tables):
+            if len(table):  # next time they may be there
+                storage.remove_tree(job.files.done(number))
+        raise CurateError(
+            f"images.max_rejected_fraction={most_lost}: {len(rejects)} of {rows} images cannot be "
+            f"read; {job.files.rejected} says why"
+        )
+    return len(rejects)
+
+
+@ray.remote
+def _write_piece(job: Job, number: int) -> None:
+    write_piece(job, number)
+
+
+def write_piece(job: Job, number: int) -> None:
+    """Its files, then, as its mark, the images that could not be read."""
+    first = number * job.piece_rows
+    rows = _rows(job, number)
+    # Those of one file together, so that it is opened once
+    order = sorted(range(len(rows)), key=lambda i: _place(rows[i]))
+    try:
+        items = list(read_located([rows[i] for i in order], job.sources, job.max_bytes))
+    except storage.Unavailable as error:
+        raise CurateError(f"{one_line(error)}; run the same command again, it goes on") from error
+    images, rejects = [], []
+    for i, item in zip(order, items, strict=True):
+        if item.data is None:
+            reason = item.error or "no bytes"
+            rejects.append(Reject(rows[i]["source"], item.key, item.uri, "read", reason))
+        else:
+            images.append(Image(rows[i], first + i, item.data))
+    images.sort(key=lambda image: image.number)
+    for path, data in files_of(job.form, number, job.pieces, images):
+        storage.write_bytes(storage.join(job.files.folder, path), data)
+    shards.write_parquet(job.files.done(number), shards.reject_table(rejects))
+
+
+def _rows(job: Job, number: int) -> list[Row]:
+    """Of a piece, in the manifest's order."""
+    first = number * job.piece_rows
+    stop = first + job.piece_rows
+    with storage.open_seekable(job.manifest) as file:
+        table = pq.ParquetFile(file)
+        found, row = [table.schema_arrow.empty_table()], 0
+        for group in range(table.num_row_groups):
+            rows = table.metadata.row_group(group).num_rows
+            if row < stop and row + rows > first:
+                whole = table.read_row_group(group)
+                found.append(whole.slice(max(first - row, 0), stop - max(first, row)))
+            row += rows
+    return list(pa.concat_tables(found).to_pylist())
+
+
+def _place(row: Row) -> tuple[str, str, int, int]:
+    return row["source"], row["uri"], row["offset"] or 0, row["row"] or 0
+
+
+@ray.remote
+def _write_csv(job: Job) -> None:
+    with storage.open_whole(job.files.csv) as file:
+        for number in range(max(job.pieces, 1)):
+            file.write(csv_of(_rows(job, number), header=number == 0))
