@@ -67,7 +67,7 @@ def of(coreset: CoresetSettings, found: Embedded, budget: int | None) -> Constra
         before, allowed = allowed.count, allowed.without(positions)
         if before > allowed.count:
             left_out[reason] = before - allowed.count
-    quotas = [_quota(one, found, budget, added) for one in coreset.quotas]
+    quotas = [_quota(one, found, budget, added) for one in coreset.quotas or []]
     return Constraints(allowed, quotas, added, left_out)
 
 

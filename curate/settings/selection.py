@@ -81,7 +81,7 @@ class CoresetSettings(Settings):
     dedup: Literal["none", "exact"] = "none"  # exact: of files alike byte for byte, one
     drop: list[str] | AbsolutePath | None = None  # SOURCE/KEY, or a file of such lines: never taken
     add: list[str] | AbsolutePath | None = None  # the same: taken before all others
-    quotas: list[QuotaSettings] = Field(default_factory=list)
+    quotas: list[QuotaSettings] | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> CoresetSettings:
@@ -98,7 +98,7 @@ class CoresetSettings(Settings):
             raise ValueError("method all takes everything; leave out the budget")
         if self.quotas and not (self.uses_centroids or self.uses_ratio):
             raise ValueError(f"quotas are for rounds and ratios, not method {self.method}")
-        if unlimited and any(isinstance(quota.most, float) for quota in self.quotas):
+        if unlimited and any(isinstance(quota.most, float) for quota in self.quotas or []):
             raise ValueError("quotas that are a fraction of the budget need one")
         return self
 
