@@ -1,4 +1,4 @@
-"""What a fresh worker imports: one that only decodes or copies does without torch."""
+"""What a fresh worker imports: one that decodes needs torch to resize, one that copies nothing."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_reader(settings: Any, tmp_path: Path) -> None:
         )
         .take_all()
     )
-    assert row == {"parts": len(table), "loaded": ""}
+    assert row == {"parts": len(table), "loaded": "torch"}
 
 
 def test_a_copier(settings: Any, tmp_path: Path) -> None:

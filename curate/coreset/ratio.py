@@ -192,7 +192,7 @@ def _kernel(target: NDArray[np.float64], sample: NDArray[np.float64], seed: int)
     fitted.fit(np.concatenate([own, open_])[:, None], labels)
     scale = float(fitted.coef_[0, 0])
     if not scale > 0:
-        raise ValueError("the target's embeddings do not differ from the open set's")
+        raise ValueError("half of the target does not stand out for the other; take linear")
     return replace(by(target, temperature), scale=scale, offset=float(fitted.intercept_[0]))
 
 

@@ -27,7 +27,7 @@ def test_targets_chosen_together_are_each_chosen_alone(
         ({"clusters": 2, "tau": None, "budget_times_target": 1.0}, found),
         ({"method": "ratio", "budget": 7}, found),
         ({"method": "gate", "clusters": 2, "tau": None, "budget": 5}, cut),
-        ({"method": "resample", "ratio": "kernel", "budget": 5}, found),
+        ({"method": "resample", "budget": 5}, found),
     ]
     coresets = [CoresetSettings(**coreset) for coreset, _ in asked]
     sets = [one for _, one in asked]
