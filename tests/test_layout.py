@@ -52,7 +52,14 @@ PURE = [
         f"coreset.{n}"
         for n in ("similarity", "lead", "candidates", "merge", "lists", "rounds", "best")
     ),
-    *("coreset.allowed", "coreset.quotas", "coreset.ratio", "coreset.figures"),
+    *(
+        "coreset.allowed",
+        "coreset.quotas",
+        "coreset.near",
+        "coreset.walks",
+        "coreset.ratio",
+        "coreset.figures",
+    ),
     *(
         "coreset.centroids",
         "coreset.whitening",

@@ -18,9 +18,13 @@ from numpy.typing import NDArray
 from curate import storage
 from curate.cluster import over_tasks, results
 from curate.coreset.allowed import Allowed
+from curate.coreset.drawn import RowsOf
+from curate.coreset.near import Near
 from curate.coreset.quotas import NO_GROUP, Quota
+from curate.coreset.similarity import widen
 from curate.errors import CurateError, one_line
 from curate.runfiles import columns
+from curate.runfiles.embeddings import read_embeddings
 from curate.runfiles.run import Embedded
 from curate.runfiles.shards import Shard
 from curate.settings import CoresetSettings
@@ -30,16 +34,19 @@ SHARDS_AT_ONCE = 64  # that one task opens
 DIGESTS_AT_ONCE = 4_000_000  # that one task sorts
 KEPT_HEX = 32  # digits of a SHA-256: 128 bits tell a trillion images apart
 COPY = np.dtype([("high", "<u8"), ("low", "<u8"), ("position", "<i8")])
+MOST_NEAR = 500_000  # images of a coreset without near copies: 1.25e11 cosines
 OF_TARGET = -1  # the position of a target image: before all of the open set's
 
 
 @dataclass(frozen=True)
 class Constraints:
-    """allowed: None for all images; quotas: less what `added` takes of them; added: positions,
-    sorted, none of them allowed any more; left_out: images that are not allowed, by reason."""
+    """allowed: None for all images; quotas: less what `added` takes of them; near: knows `added`
+    and the target set; added: positions, sorted, none of them allowed any more; left_out: images
+    that are not allowed, by reason. For one selection: `near` learns what it picks."""
 
     allowed: Allowed | None = None
     quotas: list[Quota] = field(default_factory=list)
+    near: Near | None = None
     added: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     left_out: dict[str, int] = field(default_factory=dict)
 
@@ -60,7 +67,7 @@ def of(coreset: CoresetSettings, found: Embedded, budget: int | None) -> Constra
     both = np.intersect1d(added, reasons["dropped by hand"])
     if len(both):
         raise CurateError(f"coreset.add: {len(both)} of its images are in coreset.drop too")
-    if coreset.dedup != "none":
+    if coreset.dedup == "exact" or (coreset.dedup == "near" and _has_digests(found)):
         copies, of_target = copies_of(found, added)
         reasons |= {"copies of a target image": of_target, "copies": copies}
     for reason, positions in reasons.items():
@@ -68,7 +75,8 @@ def of(coreset: CoresetSettings, found: Embedded, budget: int | None) -> Constra
         if before > allowed.count:
             left_out[reason] = before - allowed.count
     quotas = [_quota(one, found, budget, added) for one in coreset.quotas or []]
-    return Constraints(allowed, quotas, added, left_out)
+    near = _near(coreset, found, budget, added) if coreset.dedup == "near" else None
+    return Constraints(allowed, quotas, near, added, left_out)
 
 
 # By hand
@@ -179,6 +187,28 @@ def _encoded(group: list[Shard]) -> tuple[list[str], NDArray[np.int32]]:
 
 
 # Copies
+
+
+def _near(
+    coreset: CoresetSettings, found: Embedded, budget: int | None, added: NDArray[np.int64]
+) -> Near:
+    if budget is None or budget > MOST_NEAR:
+        raise CurateError(
+            f"coreset.dedup=near: holds each image against all before it; set a budget of at most "
+            f"{MOST_NEAR:,} images, or dedup=exact"
+        )
+    rows = RowsOf(found.open)
+    target = np.concatenate([block for shard in found.target for block in read_embeddings(shard)])
+    others = widen(target)
+    if len(added):
+        others = np.concatenate([others, rows(added)])
+    return Near(coreset.near, rows, others)
+
+
+def _has_digests(found: Embedded) -> bool:
+    """The embeddings of others may have none; then near copies are told by these alone."""
+    first = [shards[0] for shards in (found.target, found.open) if shards]
+    return all("sha256" in columns.read(shard.uri, ["sha256"]).column_names for shard in first)
 
 
 def copies_of(

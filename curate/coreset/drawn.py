@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from curate.cluster import over_tasks, results
 from curate.coreset.passes import groups
 from curate.coreset.ratio import splitmix64
+from curate.coreset.similarity import widen
 from curate.runfiles.embeddings import read_embeddings
 from curate.runfiles.shards import Shard
 
@@ -51,6 +52,24 @@ def rows_at(shards: list[Shard], positions: NDArray[np.int64]) -> NDArray[np.flo
         if low < high
     ]
     return _joined(over_tasks(_rows_at, wanted, SHARDS_AT_ONCE))
+
+
+class RowsOf:
+    """near.RowsAt of these shards, in memory from when they are first asked for."""
+
+    def __init__(self, shards: list[Shard]) -> None:
+        self.shards = shards
+        self._known: dict[int, NDArray[np.float32]] = {}
+
+    def ahead(self, position: NDArray[np.int64]) -> None:
+        missing = np.unique([one for one in position.tolist() if one not in self._known])
+        if len(missing):
+            rows = widen(rows_at(self.shards, missing.astype(np.int64)))
+            self._known |= zip(missing.tolist(), rows, strict=True)
+
+    def __call__(self, position: NDArray[np.int64]) -> NDArray[np.float32]:
+        self.ahead(position)
+        return np.stack([self._known[one] for one in position.tolist()])
 
 
 @ray.remote

@@ -22,6 +22,7 @@ from curate.coreset.candidates import Floor
 from curate.coreset.grown import grow
 from curate.coreset.kept import Kept
 from curate.coreset.lists import Lists, Piece
+from curate.coreset.near import Near
 from curate.coreset.passes import Ask, one_pass
 from curate.coreset.quotas import Quota
 from curate.coreset.rounds import Limits, RanOut, Rounds, Selection
@@ -50,6 +51,7 @@ class Wanted:
     kept: Kept | None = None
     by_score: bool = False  # the first images of its one list, without rounds
     quotas: list[Quota] = field(default_factory=list)
+    near: Near | None = None  # of which this selection is the only user
 
 
 OnRefill = Callable[[int, int], None]  # is told of lists, and of images that the longest gets
@@ -175,7 +177,9 @@ class _Search:
             self.rounds = Best(lists, self.wanted.limits.budget)
         else:
             wanted, images = self.wanted, self.open_set.images
-            self.rounds = Rounds(lists, images, wanted.limits, quotas=wanted.quotas)
+            self.rounds = Rounds(
+                lists, images, wanted.limits, quotas=wanted.quotas, near=wanted.near
+            )
 
     @property
     def selection(self) -> Selection:

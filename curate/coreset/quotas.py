@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,21 +36,39 @@ class Room:
             full |= left[codes[position]] <= 0
         return full
 
-    def fitting(self, position: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(n,) which of distinct images are taken, if each is that still fits, one after the other;
-        they are then."""
+    def fitting(self, position: NDArray[np.int64], most: int | None = None) -> NDArray[np.bool_]:
+        """(n,) which of distinct images are taken, if each is that still fits, one after the other,
+        `most` of them at most; they are then."""
         groups = [codes[position] for codes in self._codes]
-        wanted = [
-            np.bincount(g, minlength=len(left)) for g, left in zip(groups, self._left, strict=True)
-        ]
-        if all((w <= left).all() for w, left in zip(wanted, self._left, strict=True)):
-            for w, left in zip(wanted, self._left, strict=True):
-                left -= w
+        short = most is None or len(position) <= most
+        if short and self._has_room_for(groups):
+            for group, left in zip(groups, self._left, strict=True):
+                left -= np.bincount(group, minlength=len(left))
             return np.ones(len(position), bool)
-        fits = np.zeros(len(position), bool)
-        for i, own in enumerate(zip(*(g.tolist() for g in groups), strict=True)):
-            if all(left[g] > 0 for g, left in zip(own, self._left, strict=True)):
-                fits[i] = True
-                for g, left in zip(own, self._left, strict=True):
+        taken = np.zeros(len(position), bool)
+        take = self.taking(position)
+        for i in range(len(position)):
+            if most is not None and taken.sum() >= most:
+                break
+            taken[i] = take(i)
+        return taken
+
+    def taking(self, position: NDArray[np.int64]) -> Callable[[int], bool]:
+        """Takes the image at a place among the positions, if it fits; says whether it did."""
+        own = [codes[position].tolist() for codes in self._codes]
+
+        def take(place: int) -> bool:
+            groups = [codes[place] for codes in own]
+            fits = all(left[g] > 0 for g, left in zip(groups, self._left, strict=True))
+            if fits:
+                for g, left in zip(groups, self._left, strict=True):
                     left[g] -= 1
-        return fits
+            return fits
+
+        return take
+
+    def _has_room_for(self, groups: list[NDArray[np.integer]]) -> bool:
+        return all(
+            bool((np.bincount(group, minlength=len(left)) <= left).all())
+            for group, left in zip(groups, self._left, strict=True)
+        )

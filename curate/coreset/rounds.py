@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.coreset.lists import Lists
+from curate.coreset.near import NEAR_COPY, Near
 from curate.coreset.quotas import OVER_QUOTA, Quota, Room
+from curate.coreset.walks import Walks
 
-MOST_READ = 4096  # entries of a list at a time
-MOST_HELD = 1 << 21  # of all lists: 32 MB
 JOINED = 1 << 20  # picks of single rounds, before they become one array
 
 StoppedBecause = Literal["threshold", "budget", "open set used up"]
@@ -84,16 +84,17 @@ class Rounds:
         *,
         threshold: float | None = None,
         quotas: list[Quota] | None = None,
+        near: Near | None = None,
     ) -> None:
         """images: of the whole open set; threshold: an objective that ends the selection, known
-        beforehand."""
+        beforehand; quotas, near: what makes rounds skip images as if they were taken."""
         self.lists = lists
         self.limits = limits
         self.threshold = -math.inf if threshold is None else threshold
         self.rounds: list[Round] = []
         self._picks = _Picks()
-        self._room = Room(quotas or [])
-        self._walks = _Walks(lists, images, self._room)
+        self._room, self._near = Room(quotas or []), near
+        self._walks = Walks(lists, images, self._room, near)
 
     def run(self) -> Selection | RanOut:
         """Run rounds until f(S_t) < tau · f(S_reference), the budget, or the end of the open set.
@@ -131,7 +132,7 @@ class Rounds:
     def _add(self, objective: float, room: int | None) -> None:
         walks = self._walks
         owners = _owners(walks.position, walks.similarity)
-        added = _within(owners, walks, room, self._room)
+        added = self._within(owners, room)
         number = len(self.rounds) + 1
         self._picks.add(number, added, walks.position[added], walks.similarity[added])
         walks.take(walks.position[owners])
@@ -140,11 +141,28 @@ class Rounds:
     def _selection(self, why: StoppedBecause, objective: float | None = None) -> Selection:
         position, centroid, number, similarity = self._picks.columns()
         found = Selection(position, centroid, number, similarity, self.rounds, why, objective)
-        if not self._room.is_bound:
-            return found
-        behind = np.setdiff1d(self._walks.behind(), position)
-        left_out = int(self._room.is_full(behind).sum())
-        return replace(found, left_out={OVER_QUOTA: left_out} if left_out else {})
+        left_out = {}
+        if self._room.is_bound:
+            behind = np.setdiff1d(self._walks.behind(), position)
+            left_out[OVER_QUOTA] = int(self._room.is_full(behind).sum())
+        if self._near is not None:
+            left_out[NEAR_COPY] = self._near.passed_over
+        return replace(found, left_out={why: n for why, n in left_out.items() if n})
+
+    def _within(self, owners: NDArray[np.intp], budget: int | None) -> NDArray[np.intp]:
+        """Those of the owners that are added: all, or, where something binds, the most similar
+        ones, ties by plan order."""
+        bound = self._room.is_bound or self._near is not None
+        if not bound and (budget is None or len(owners) <= budget):
+            return owners
+        walks = self._walks
+        ordered = owners[np.lexsort((walks.position[owners], -walks.similarity[owners]))]
+        position = walks.position[ordered]
+        if self._near is None:
+            fitting = self._room.fitting(position, budget)
+        else:
+            fitting = self._near.fitting(position, self._room.taking(position), budget)
+        return np.sort(ordered[fitting])
 
 
 def _owners(position: NDArray[np.int64], similarity: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -158,104 +176,6 @@ def _owners(position: NDArray[np.int64], similarity: NDArray[np.float64]) -> NDA
     ordered = position[order]
     first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
     return np.sort(order[first])
-
-
-def _within(
-    owners: NDArray[np.intp], walks: _Walks, budget: int | None, room: Room
-) -> NDArray[np.intp]:
-    """The owners; where there is room for some, of the most similar images, ties by plan order."""
-    if not room.is_bound and (budget is None or len(owners) <= budget):
-        return owners
-    ordered = owners[np.lexsort((walks.position[owners], -walks.similarity[owners]))]
-    fitting = ordered[room.fitting(walks.position[ordered])]
-    return np.sort(fitting[:budget])
-
-
-class _Walks:
-    """Where each centroid's walk stands: position and similarity (K,) of its head.
-
-    Of each list a few entries are held, (K, B) arrays, those not that were taken when they were
-    read. The position after a list's last is `images`, which no round takes.
-    """
-
-    def __init__(self, lists: Lists, images: int, room: Room) -> None:
-        k = lists.k
-        self.lists, self.end, self._room = lists, images, room
-        self.position = np.full(k, images, np.int64)
-        self.similarity = np.full(k, -np.inf)
-        self._taken = np.zeros(images // 8 + 1, np.uint8)
-        self._block = int(np.clip(MOST_HELD // max(k, 1), 64, MOST_READ))
-        self._positions = np.empty((k, self._block), np.int64)
-        self._similarities = np.empty((k, self._block))
-        self._at = np.zeros(k, np.intp)  # of the head, in what is held
-        self._held = np.zeros(k, np.intp)
-        self._read = np.zeros(k, np.int64)  # entries of the list
-
-    def to_next(self) -> NDArray[np.intp]:
-        """Move every head to the first entry that is not taken; which lists end before."""
-        at_end = self.position == self.end
-        moving = np.flatnonzero(at_end | self._is_taken(self.position))
-        while len(moving):
-            # One that stood at the end may have more to read by now, and nothing to step over
-            self._at[moving] += self.position[moving] != self.end
-            for q in moving[self._at[moving] >= self._held[moving]].tolist():
-                self._load(q)
-            there = self._held[moving] > 0
-            ended = moving[~there]
-            self.position[ended], self.similarity[ended] = self.end, -np.inf
-            moving = moving[there]
-            self.position[moving] = self._positions[moving, self._at[moving]]
-            self.similarity[moving] = self._similarities[moving, self._at[moving]]
-            moving = moving[self._is_taken(self.position[moving])]
-        return np.flatnonzero(self.position == self.end)
-
-    def used(self) -> NDArray[np.int64]:
-        """Entries of each list that are behind, about: those that were taken when read count."""
-        return self._read - np.maximum(self._held - self._at, 0)
-
-    def take(self, position: NDArray[np.int64]) -> None:
-        """Distinct images."""
-        np.bitwise_or.at(self._taken, position >> 3, _bit(position))
-
-    def _is_taken(self, position: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Or cannot be any more; never the position after the last."""
-        taken: NDArray[np.bool_] = (self._taken[position >> 3] & _bit(position)) != 0
-        if self._room.is_bound:
-            inside = ~taken & (position != self.end)
-            taken[inside] = self._room.is_full(position[inside])
-        return taken
-
-    def behind(self) -> NDArray[np.int64]:
-        """Distinct images, sorted, that some head has passed, or stands on and they are taken."""
-        passed = [np.empty(0, np.int64)]
-        for q in range(self.lists.k):
-            start = 0
-            while start < self._read[q]:
-                entries = self.lists.read(q, start, int(self._read[q]) - start)["position"]
-                at = np.flatnonzero(entries == self.position[q])
-                start += len(entries)
-                if len(at):
-                    passed.append(entries[: at[0] + int(self._is_taken(entries[at])[0])])
-                    break
-                passed.append(entries)
-        return np.unique(np.concatenate(passed))
-
-    def _load(self, q: int) -> None:
-        """The list's next entries that are not taken; none where it ends."""
-        self._at[q] = self._held[q] = 0
-        while not self._held[q]:
-            entries = self.lists.read(q, int(self._read[q]), self._block)
-            if not len(entries):
-                return
-            self._read[q] += len(entries)
-            left = entries[~self._is_taken(entries["position"])]
-            self._positions[q, : len(left)] = left["position"]
-            self._similarities[q, : len(left)] = left["similarity"]
-            self._held[q] = len(left)
-
-
-def _bit(position: NDArray[np.int64]) -> NDArray[np.uint8]:
-    return np.left_shift(1, position & 7).astype(np.uint8)
 
 
 class _Picks:

@@ -17,6 +17,7 @@ from curate.coreset import centroids, ratio
 from curate.coreset.allowed import Allowed
 from curate.coreset.constraints import Constraints
 from curate.coreset.drawn import draw, rows_at
+from curate.coreset.near import NEAR_COPY
 from curate.coreset.on_ray import OnRefill, Wanted, select_all
 from curate.coreset.quotas import OVER_QUOTA, Room
 from curate.coreset.ratio import Linear, Noisy, Score, Stop
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 SAMPLED = 100_000  # images of the open set that a ratio is estimated from
 SEED = 0  # of that sample
 MORE = 4  # times as many images are looked at, where quotas leave too few of them
+TAKEN_AT_ONCE = 1024  # images, of a ranking
 LEAST_HALF = 20  # target images in each half, to stop by
 
 
@@ -133,7 +135,7 @@ def select_by(
     images = sum(shard.rows for shard in shards)
     size = ratio.gate_size(coreset.gate, limits.budget, images)
     let_in = _best(score, shards, size, allowed, on_refill).position
-    wanted = Wanted(guide.centroids, limits, quotas=within.quotas)
+    wanted = Wanted(guide.centroids, limits, quotas=within.quotas, near=within.near)
     behind = Allowed.only(let_in, images)
     return select_all(shards, [wanted], allowed=behind, on_refill=on_refill)[0]
 
@@ -141,25 +143,38 @@ def select_by(
 def _fitting(
     score: Score, shards: list[Shard], count: int, within: Constraints, on_refill: OnRefill
 ) -> Selection:
-    """The best that quotas leave room for, one after the other."""
-    asked = count
+    """The best that quotas and copies leave room for, one after the other."""
+    room, near = Room(within.quotas), within.near
+    asked, seen, number = count, 0, 0
+    taken: list[NDArray[np.intp]] = []
     while True:
         found = _best(score, shards, asked, within.allowed, on_refill)
-        if not within.quotas:
+        if not within.quotas and near is None:
             return found
-        fits = Room(within.quotas).fitting(found.position)
-        if fits.sum() >= count or found.stopped_because == "open set used up":
+        # The first ones are those of the call before
+        while number < count and seen < len(found.position):
+            some = found.position[seen : seen + TAKEN_AT_ONCE]
+            left = count - number
+            if near is None:
+                fits = room.fitting(some, left)
+            else:
+                fits = near.fitting(some, room.taking(some), left)
+            taken.append(seen + np.flatnonzero(fits))
+            number += len(taken[-1])
+            seen += len(some)
+        if number == count or found.stopped_because == "open set used up":
             break
         asked = MORE * asked
-    taken = np.flatnonzero(fits)[:count]
-    passed = int(taken[-1]) + 1 if len(taken) == count and count else len(fits)
-    left_out = passed - len(taken)
+    rows = np.concatenate([np.empty(0, np.intp), *taken])
+    passed = int(rows[-1]) + 1 if number == count and number else seen
+    copies = 0 if near is None else near.passed_over
+    left_out = {OVER_QUOTA: passed - number - copies, NEAR_COPY: copies}
     assert found.similarity is not None
     return replace(
         found,
-        position=found.position[taken],
-        similarity=found.similarity[taken],
-        left_out={OVER_QUOTA: left_out} if left_out else {},
+        position=found.position[rows],
+        similarity=found.similarity[rows],
+        left_out={why: n for why, n in left_out.items() if n},
     )
 
 

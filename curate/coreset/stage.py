@@ -150,7 +150,7 @@ def _chosen(coreset: CoresetSettings, found: Embedded, guide: Guide) -> Selectio
     if guide.score is not None:
         chosen = rules.select_by(coreset, guide, found.open, limits, within, _tell)
     elif guide.centroids is not None:
-        wanted = Wanted(guide.centroids, limits, quotas=within.quotas)
+        wanted = Wanted(guide.centroids, limits, quotas=within.quotas, near=within.near)
         [chosen] = select_all(found.open, [wanted], allowed=within.allowed, on_refill=_tell)
     else:
         chosen = _baseline(coreset, found, limits.budget, within.allowed)
