@@ -79,7 +79,7 @@ class CoresetSettings(Settings):
     whiten: int | None = Field(None, ge=2)  # dimensions of whitened embeddings; null: as they are
     seed: int = Field(0, ge=0)  # of k-means, and of methods random and resample
     dedup: Literal["none", "exact", "near"] = "none"  # exact: of files alike byte for byte, one
-    near: float = Field(0.97, gt=0, le=1)  # cosine from which on an image is a near copy
+    near: float = Field(0.98, gt=0, le=1)  # cosine from which on an image is a near copy
     drop: list[str] | AbsolutePath | None = None  # SOURCE/KEY, or a file of such lines: never taken
     add: list[str] | AbsolutePath | None = None  # the same: taken before all others
     quotas: list[QuotaSettings] | None = None
