@@ -73,7 +73,7 @@ class Forecast:
         head = f"{'source':<24}{'units':>9}{'images':>14}{'GB':>10}{'sampled':>9}{'rejected':>9}"
         lines = [head]
         for one in self.sources:
-            name = f"{one.name} (target)" if one.set == "target" else one.name
+            name = one.name if one.set == "open" else f"{one.name} ({one.set})"
             about = "" if one.counted else "~"
             seen = one.sample.images + len(one.sample.rejects)
             lines.append(

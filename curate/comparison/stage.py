@@ -75,7 +75,8 @@ def _compare(
 
 def _run_settings(settings: ComparisonSettings, name: str) -> RunSettings:
     target = settings.targets[name]
-    shared = {key: getattr(settings, key) for key in ("open", "encoder", "images", "embed")}
+    keys = ("open", "exclude", "encoder", "images", "embed")
+    shared = {key: getattr(settings, key) for key in keys}
     # Targets whose encoder is the same find what the first of them embedded
     shared["store"] = settings.store or ComparisonFiles(settings.output).store
     return RunSettings(

@@ -7,6 +7,7 @@ add     keys        ───> positions, which are in the coreset before its fi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +20,7 @@ from curate import storage
 from curate.cluster import over_tasks, results
 from curate.coreset.allowed import Allowed
 from curate.coreset.drawn import RowsOf
-from curate.coreset.near import Near
+from curate.coreset.near import NEAR_COPY, NEAR_EXCLUDED, NEAR_TARGET, Near
 from curate.coreset.quotas import NO_GROUP, Quota
 from curate.coreset.similarity import widen
 from curate.errors import CurateError, one_line
@@ -35,7 +36,7 @@ DIGESTS_AT_ONCE = 4_000_000  # that one task sorts
 KEPT_HEX = 32  # digits of a SHA-256: 128 bits tell a trillion images apart
 COPY = np.dtype([("high", "<u8"), ("low", "<u8"), ("position", "<i8")])
 MOST_NEAR = 500_000  # images of a coreset without near copies: 1.25e11 cosines
-OF_TARGET = -1  # the position of a target image: before all of the open set's
+EXCLUDED, OF_TARGET = -2, -1  # positions of such images: before all of the open set's
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,17 @@ class Constraints:
     left_out: dict[str, int] = field(default_factory=dict)
 
 
+def there_are(coreset: CoresetSettings, found: Embedded) -> bool:
+    return coreset.is_constrained or bool(found.exclude)
+
+
 def of(coreset: CoresetSettings, found: Embedded, budget: int | None) -> Constraints:
     """budget: images, with those that are added.
 
     Raises CurateError for keys and groups that no embedded image has, and digests that are not
     there.
     """
-    if not coreset.is_constrained:
+    if not there_are(coreset, found):
         return Constraints()
     allowed = Allowed.all_of(found.open_images)
     left_out: dict[str, int] = {}
@@ -67,16 +72,20 @@ def of(coreset: CoresetSettings, found: Embedded, budget: int | None) -> Constra
     both = np.intersect1d(added, reasons["dropped by hand"])
     if len(both):
         raise CurateError(f"coreset.add: {len(both)} of its images are in coreset.drop too")
-    if coreset.dedup == "exact" or (coreset.dedup == "near" and _has_digests(found)):
-        copies, of_target = copies_of(found, added)
-        reasons |= {"copies of a target image": of_target, "copies": copies}
+    # The embeddings of others may have no digests; then near copies are told by these alone
+    if coreset.dedup == "exact" or (
+        (coreset.dedup == "near" or found.exclude) and _has_digests(found)
+    ):
+        of_excluded, of_target, copies = copies_of(found, added)
+        reasons["copies of an excluded image"] = of_excluded
+        if coreset.dedup != "none":
+            reasons |= {"copies of a target image": of_target, "copies": copies}
     for reason, positions in reasons.items():
         before, allowed = allowed.count, allowed.without(positions)
         if before > allowed.count:
             left_out[reason] = before - allowed.count
     quotas = [_quota(one, found, budget, added) for one in coreset.quotas or []]
-    near = _near(coreset, found, budget, added) if coreset.dedup == "near" else None
-    return Constraints(allowed, quotas, near, added, left_out)
+    return Constraints(allowed, quotas, _near(coreset, found, budget, added), added, left_out)
 
 
 # By hand
@@ -191,57 +200,68 @@ def _encoded(group: list[Shard]) -> tuple[list[str], NDArray[np.int32]]:
 
 def _near(
     coreset: CoresetSettings, found: Embedded, budget: int | None, added: NDArray[np.int64]
-) -> Near:
-    if budget is None or budget > MOST_NEAR:
-        raise CurateError(
-            f"coreset.dedup=near: holds each image against all before it; set a budget of at most "
-            f"{MOST_NEAR:,} images, or dedup=exact"
-        )
-    rows = RowsOf(found.open)
-    target = np.concatenate([block for shard in found.target for block in read_embeddings(shard)])
-    others = widen(target)
-    if len(added):
-        others = np.concatenate([others, rows(added)])
-    return Near(coreset.near, rows, others)
+) -> Near | None:
+    rows, others = RowsOf(found.open), {}
+    if found.exclude:
+        others[NEAR_EXCLUDED] = _rows(found.exclude)
+    learns = coreset.dedup == "near"
+    if learns:
+        if budget is None or budget > MOST_NEAR:
+            raise CurateError(
+                "coreset.dedup=near: holds each image against all before it; set a budget of at "
+                f"most {MOST_NEAR:,} images, or dedup=exact"
+            )
+        others[NEAR_TARGET] = _rows(found.target)
+        if len(added):
+            others[NEAR_COPY] = rows(added)
+    return Near(coreset.near, rows, others, learns) if others else None
+
+
+def _rows(shards: Sequence[Shard]) -> NDArray[np.float32]:
+    return widen(np.concatenate([block for shard in shards for block in read_embeddings(shard)]))
 
 
 def _has_digests(found: Embedded) -> bool:
-    """The embeddings of others may have none; then near copies are told by these alone."""
-    first = [shards[0] for shards in (found.target, found.open) if shards]
+    first = [shards[0] for shards in (found.target, found.open, found.exclude) if shards]
     return all("sha256" in columns.read(shard.uri, ["sha256"]).column_names for shard in first)
 
 
 def copies_of(
     found: Embedded, first: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of images that are, byte for byte, one that comes before them in plan order, or one
-    of those at `first`; and of those that are an image of the target set. Both sorted.
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Positions of images that are, byte for byte, an excluded image; an image of the target set;
+    one that comes before them in plan order, or one of those at `first`. All sorted.
 
     By 128 bits of their SHA-256. An image that is a copy has the embedding of the other, so that no
     rule could have taken it before that.
     """
     ranges = max(1, found.open_images // DIGESTS_AT_ONCE)
     read = _digests.options(num_returns=ranges)
+    sets = ((found.open, 0), (found.target, OF_TARGET), (found.exclude, EXCLUDED))
     groups = [
-        (found.open[start : start + SHARDS_AT_ONCE], False)
-        for start in range(0, len(found.open), SHARDS_AT_ONCE)
-    ] + [(found.target, True)]
-    made = [read.remote(group, ranges, is_target) for group, is_target in groups]
+        (list(shards[start : start + SHARDS_AT_ONCE]), number)
+        for shards, number in sets
+        for start in range(0, len(shards), SHARDS_AT_ONCE)
+    ]
+    made = [read.remote(group, ranges, number) for group, number in groups]
     by_range = [list(parts) for parts in zip(*made, strict=True)] if ranges > 1 else [made]
     known = ray.put(np.sort(first))
-    pairs = results([_copies.remote(known, *parts) for parts in by_range])
-    copies, of_target = (np.sort(np.concatenate(part)) for part in zip(*pairs, strict=True))
-    return copies, of_target
+    found_by_range = results([_copies.remote(known, *parts) for parts in by_range])
+    of_excluded, of_target, copies = (
+        np.sort(np.concatenate(part)) for part in zip(*found_by_range, strict=True)
+    )
+    return of_excluded, of_target, copies
 
 
 @ray.remote
-def _digests(group: list[Shard], ranges: int, is_target: bool) -> list[NDArray] | NDArray:
+def _digests(group: list[Shard], ranges: int, instead: int) -> list[NDArray] | NDArray:
+    """instead: of a position, the number of a set that has none; 0 for the open set's."""
     parts = [np.empty(0, COPY)]
     for shard in group:
         digests = _rows_of(shard, "sha256")
         made = np.empty(shard.rows, COPY)
         made["high"], made["low"] = _numbers(digests)
-        made["position"] = OF_TARGET if is_target else shard.first + np.arange(shard.rows)
+        made["position"] = instead or shard.first + np.arange(shard.rows)
         parts.append(made)
     found = np.concatenate(parts)
     if ranges == 1:
@@ -260,11 +280,11 @@ def _numbers(digests: pa.Array) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]
 @ray.remote
 def _copies(
     first: NDArray[np.int64], *parts: NDArray
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     found = np.concatenate(parts)
     position = found["position"]
-    # Of equals the target's come first, then those at `first`, then plan order
-    behind = np.where(position == OF_TARGET, 0, np.where(np.isin(position, first), 1, 2))
+    # Of equals the excluded come first, the target's, those at `first`, then plan order
+    behind = np.where(position < 0, position, np.where(np.isin(position, first), 1, 2))
     order = np.lexsort((position, behind, found["low"], found["high"]))
     ordered = found[order]
     new = np.ones(len(ordered), bool)
@@ -272,7 +292,10 @@ def _copies(
         ordered["low"][1:] != ordered["low"][:-1]
     )
     leader = np.maximum.accumulate(np.where(new, np.arange(len(ordered)), 0))
-    theirs = ordered["position"][leader] == OF_TARGET
-    own = ordered["position"] != OF_TARGET
-    copies = own & ~new & ~theirs
-    return ordered["position"][copies], ordered["position"][own & theirs]
+    of, position = ordered["position"][leader], ordered["position"]
+    own = position >= 0
+    return (
+        position[own & (of == EXCLUDED)],
+        position[own & (of == OF_TARGET)],
+        position[own & (of >= 0) & ~new],
+    )

@@ -6,6 +6,7 @@ many, B² / 2 cosines for a coreset of B images. Float32 decides, within its err
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
@@ -13,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Rows = NDArray[np.float32]  # (n, D), unit, on the grid of similarity.py
-NEAR_COPY = "near copies of others"  # why an image is left out
+# Why an image is left out
+NEAR_COPY = "near copies of others"
+NEAR_TARGET = "near copies of a target image"
+NEAR_EXCLUDED = "near copies of an excluded image"
 ROOM = 1024  # rows that there is room for at first
 
 
@@ -28,26 +32,25 @@ class RowsAt(Protocol):
 
 
 class Near:
-    """bound: a cosine; rows: of some positions; others: rows that nothing picked may be near
-    either, the target's."""
+    """bound: a cosine; rows: of some positions; others: rows that nothing picked may be near, and
+    why; learns: whether nothing may be near a pick either."""
 
-    def __init__(self, bound: float, rows: RowsAt, others: Rows) -> None:
-        self.bound, self.rows = bound, rows
-        self.passed_over = 0  # images
-        width = others.shape[1]
+    def __init__(
+        self, bound: float, rows: RowsAt, others: dict[str, Rows], learns: bool = True
+    ) -> None:
+        self.bound, self.rows, self.learns = bound, rows, learns
+        self.passed_over: Counter[str] = Counter()  # images, by reason
+        self._others = others
+        width = next(iter(others.values())).shape[1]
         self._error = 1.05 * width * 2.0**-24
         self._picks = np.empty((ROOM, width), np.float32)
         self._count = 0
-        self._add(others)
 
     def is_copy(self, position: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(n,) whether an image is near one of those before."""
+        """(n,) whether an image is near one of those before; those are passed over then."""
         if not len(position):
             return np.zeros(0, bool)
-        found: NDArray[np.bool_] = np.logical_or.reduce(
-            self._reach(self.rows(position), self._known()), axis=1
-        )
-        return found
+        return self._copies(self.rows(position))
 
     def fitting(
         self, position: NDArray[np.int64], fits: Callable[[int], bool], most: int | None
@@ -55,18 +58,29 @@ class Near:
         """(n,) which of distinct images are picked, if each is that is near no pick before it and
         that fits, one after the other, `most` of them at most; they are then."""
         rows = self.rows(position)
-        before = np.logical_or.reduce(self._reach(rows, self._known()), axis=1)
-        beside = self._reach(rows, rows)
+        before = self._copies(rows)
+        beside = self._reach(rows, rows) & self.learns
         picked = np.zeros(len(position), bool)
         for i in range(len(position)):
             if most is not None and picked.sum() >= most:
                 break
-            if before[i] or beside[i, picked].any():
-                self.passed_over += 1
+            if before[i]:
+                continue
+            if beside[i, picked].any():
+                self.passed_over[NEAR_COPY] += 1
             elif fits(i):
                 picked[i] = True
-        self._add(rows[picked])
+        if self.learns:
+            self._add(rows[picked])
         return picked
+
+    def _copies(self, rows: Rows) -> NDArray[np.bool_]:
+        found = np.zeros(len(rows), bool)
+        for reason, others in [*self._others.items(), (NEAR_COPY, self._picks[: self._count])]:
+            near = ~found & np.logical_or.reduce(self._reach(rows, others), axis=1)
+            self.passed_over[reason] += int(near.sum())
+            found |= near
+        return found
 
     def _reach(self, rows: Rows, others: Rows) -> NDArray[np.bool_]:
         """(n, m)."""
@@ -77,9 +91,6 @@ class Near:
             exact = float(rows[i].astype(np.float64) @ others[j].astype(np.float64))
             reached[i, j] = exact >= self.bound
         return reached
-
-    def _known(self) -> Rows:
-        return self._picks[: self._count]
 
     def _add(self, rows: Rows) -> None:
         needed = self._count + len(rows)

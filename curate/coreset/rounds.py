@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curate.coreset.lists import Lists
-from curate.coreset.near import NEAR_COPY, Near
+from curate.coreset.near import Near
 from curate.coreset.quotas import OVER_QUOTA, Quota, Room
 from curate.coreset.walks import Walks
 
@@ -141,12 +141,12 @@ class Rounds:
     def _selection(self, why: StoppedBecause, objective: float | None = None) -> Selection:
         position, centroid, number, similarity = self._picks.columns()
         found = Selection(position, centroid, number, similarity, self.rounds, why, objective)
-        left_out = {}
+        left_out: dict[str, int] = {}
         if self._room.is_bound:
             behind = np.setdiff1d(self._walks.behind(), position)
             left_out[OVER_QUOTA] = int(self._room.is_full(behind).sum())
         if self._near is not None:
-            left_out[NEAR_COPY] = self._near.passed_over
+            left_out |= self._near.passed_over
         return replace(found, left_out={why: n for why, n in left_out.items() if n})
 
     def _within(self, owners: NDArray[np.intp], budget: int | None) -> NDArray[np.intp]:

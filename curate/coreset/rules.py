@@ -17,7 +17,6 @@ from curate.coreset import centroids, ratio
 from curate.coreset.allowed import Allowed
 from curate.coreset.constraints import Constraints
 from curate.coreset.drawn import draw, rows_at
-from curate.coreset.near import NEAR_COPY
 from curate.coreset.on_ray import OnRefill, Wanted, select_all
 from curate.coreset.quotas import OVER_QUOTA, Room
 from curate.coreset.ratio import Linear, Noisy, Score, Stop
@@ -167,8 +166,8 @@ def _fitting(
         asked = MORE * asked
     rows = np.concatenate([np.empty(0, np.intp), *taken])
     passed = int(rows[-1]) + 1 if number == count and number else seen
-    copies = 0 if near is None else near.passed_over
-    left_out = {OVER_QUOTA: passed - number - copies, NEAR_COPY: copies}
+    copies = {} if near is None else near.passed_over
+    left_out = {OVER_QUOTA: passed - number - sum(copies.values()), **copies}
     assert found.similarity is not None
     return replace(
         found,

@@ -86,7 +86,7 @@ def budget_of(coreset: CoresetSettings, found: Embedded, guide: Guide) -> int | 
 
 def kept_of(run: Run, found: Embedded, guide: Guide) -> Kept | None:
     """Where the run keeps its candidates; None for a selection that keeps none."""
-    if not _is_simcore(run.settings.coreset, guide):
+    if not _is_simcore(run.settings.coreset, guide, found):
         return None
     assert guide.centroids is not None
     dims = run.settings.coreset.whiten
@@ -123,18 +123,19 @@ def choose_all(
     simcore = [
         Wanted(guide.centroids, _limits(coreset, one, guide), kept=place)
         for coreset, one, guide, place in each
-        if guide.centroids is not None and _is_simcore(coreset, guide)
+        if guide.centroids is not None and _is_simcore(coreset, guide, one)
     ]
     by_rounds = iter(select_all(found[0].open, simcore, on_refill=_tell))
     return [
-        next(by_rounds) if _is_simcore(coreset, guide) else _chosen(coreset, one, guide)
+        next(by_rounds) if _is_simcore(coreset, guide, one) else _chosen(coreset, one, guide)
         for coreset, one, guide, _ in each
     ]
 
 
-def _is_simcore(coreset: CoresetSettings, guide: Guide) -> bool:
+def _is_simcore(coreset: CoresetSettings, guide: Guide, found: Embedded) -> bool:
     """And nothing else, so that targets can be scanned together."""
-    return guide.centroids is not None and guide.score is None and not coreset.is_constrained
+    bound = constraints.there_are(coreset, found)
+    return guide.centroids is not None and guide.score is None and not bound
 
 
 def _chosen(coreset: CoresetSettings, found: Embedded, guide: Guide) -> Selection:

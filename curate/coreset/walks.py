@@ -43,7 +43,6 @@ class Walks:
         known = np.array([self.end])
         while len(heads := np.setdiff1d(self.position, known)):
             copies = heads[self._near.is_copy(heads)]
-            self._near.passed_over += len(copies)
             self.take(copies)
             known = np.concatenate([known, heads])
             dry = self._to_next()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from curate.runfiles.ledger import Ledger
 from curate.runfiles.plan import Plan
 
 What = Literal["seen", "embedded", "rejected", "selected"]
+SETS = ("target", "open", "exclude")
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,10 @@ class Counts:
 
     target: dict[str, SourceCounts]
     open: dict[str, SourceCounts]
+    exclude: dict[str, SourceCounts] = field(default_factory=dict)
 
     def of_set(self, name: str) -> dict[str, SourceCounts]:
-        return self.target if name == "target" else self.open
+        return {"target": self.target, "open": self.open, "exclude": self.exclude}[name]
 
     def total(self, set_name: str, what: What) -> int:
         return sum(getattr(row, what) for row in self.of_set(set_name).values())
@@ -45,7 +47,7 @@ class Counts:
         opened = {
             name: replace(row, selected=images.get(name, 0)) for name, row in self.open.items()
         }
-        return Counts(self.target, opened)
+        return replace(self, open=opened)
 
     def to_json(self) -> dict[str, dict[str, dict[str, int]]]:
         return asdict(self)
@@ -53,15 +55,16 @@ class Counts:
     @staticmethod
     def from_json(document: dict[str, dict[str, dict[str, int]]]) -> Counts:
         """Raises KeyError or TypeError for what `to_json` does not make."""
-        target, opened = (
-            {source: SourceCounts(**row) for source, row in document[name].items()}
-            for name in ("target", "open")
+        earlier = {"exclude": {}, **document}  # runs of before knew none
+        sets = (
+            {source: SourceCounts(**row) for source, row in earlier[name].items()} for name in SETS
         )
-        return Counts(target, opened)
+        return Counts(*sets)
 
     def rows(self) -> Iterator[tuple[str, SourceCounts]]:
         yield from self.target.items()
         yield from self.open.items()
+        yield from self.exclude.items()
 
 
 def by_source(plan: Plan, ledger: Ledger) -> Counts:
@@ -97,7 +100,9 @@ def by_source(plan: Plan, ledger: Ledger) -> Counts:
 
 def check_rejected(counts: Counts, max_fraction: float, rejected_uri: str) -> None:
     """Raises CurateError where too many images were rejected, or a set has none left."""
-    for set_name in ("target", "open"):
+    for set_name in SETS:
+        if set_name == "exclude" and not counts.exclude:
+            continue
         seen, rejected = counts.total(set_name, "seen"), counts.total(set_name, "rejected")
         if rejected > max_fraction * seen:
             raise CurateError(

@@ -24,7 +24,7 @@ from curate.runfiles.files import PlanFiles, RunFiles
 from curate.settings import RunSettings, SourceSettings
 from curate.sources import Unit, plan_source
 
-SetName = Literal["target", "open"]
+SetName = Literal["target", "open", "exclude"]
 SOURCES_AT_ONCE = 16
 
 SCHEMA = pa.schema(
@@ -75,6 +75,8 @@ def by_name(settings: RunSettings) -> dict[tuple[SetName, str], SourceSettings]:
     sources["target", settings.target.name] = settings.target
     for source in settings.open:
         sources["open", source.name] = source
+    for source in settings.exclude or []:
+        sources["exclude", source.name] = source
     return sources
 
 

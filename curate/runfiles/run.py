@@ -34,6 +34,7 @@ class Embedded:
     open: list[Shard]
     open_sources: list[str]  # of each open shard
     fingerprint: str  # digest of what decided the embeddings
+    exclude: tuple[Shard, ...] = ()  # of images that no copy of is selected
 
     @property
     def target_images(self) -> int:
@@ -140,9 +141,9 @@ class Run:
     def embedded(self) -> Embedded:
         """Raises CurateError as `counts` does."""
         self.counts()
-        sets: dict[SetName, list[Shard]] = {"target": [], "open": []}
+        sets: dict[SetName, list[Shard]] = {"target": [], "open": [], "exclude": []}
         sources: list[str] = []
-        first: dict[SetName, int] = {"target": 0, "open": 0}
+        first: dict[SetName, int] = dict.fromkeys(sets, 0)
         table, rows = self.ledger.rows_of(self.plan.digests)
         parts_of = table["shards"].take(rows).to_pylist()
         columns = (self.plan.table[name].to_pylist() for name in ("set", "source", "digest"))
@@ -156,7 +157,9 @@ class Run:
                 first[set_name] += part["rows"]
                 if set_name == "open":
                     sources.append(source)
-        return Embedded(sets["target"], sets["open"], sources, self._digest())
+        return Embedded(
+            sets["target"], sets["open"], sources, self._digest(), tuple(sets["exclude"])
+        )
 
     def _digest(self) -> str:
         """Of all embeddings, in plan order."""

@@ -116,6 +116,8 @@ class Summary:
             lines.append(_row(f"{name} (target)", row, "–"))
         for name, row in self.sources.open.items():
             lines.append(_row(name, row, f"{row.selected:,}"))
+        for name, row in self.sources.exclude.items():
+            lines.append(_row(f"{name} (excluded)", row, "–"))
         lines.append(self._ending())
         if self.outcome.left_out:
             reasons = ", ".join(f"{n:,} {why}" for why, n in self.outcome.left_out.items())

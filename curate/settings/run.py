@@ -15,6 +15,7 @@ class CommonSettings(Settings):
     """What a run and a comparison of arms have in common."""
 
     open: list[Source] = Field(min_length=1)
+    exclude: list[Source] | None = None  # no copy, or near copy, of these images is selected
     encoder: EncoderSettings = EncoderSettings()
     images: ImageSettings = ImageSettings()
     embed: EmbedSettings = EmbedSettings()
@@ -25,10 +26,13 @@ class CommonSettings(Settings):
 
     @model_validator(mode="after")
     def _distinct_names(self) -> CommonSettings:
-        names = [source.name for source in self.open]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"open: two sources are named {name!r}; give each its own name")
+        for key, sources in (("open", self.open), ("exclude", self.exclude or [])):
+            names = [source.name for source in sources]
+            for name in names:
+                if names.count(name) > 1:
+                    raise ValueError(
+                        f"{key}: two sources are named {name!r}; give each its own name"
+                    )
         return self
 
 
