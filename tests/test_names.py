@@ -24,12 +24,16 @@ PIECES = [
     b"\xc3\xa9",
     b"a",
 ]
-NAMES = st.one_of(
-    st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map(b"".join),
-    st.binary(min_size=1, max_size=20).map(
-        lambda data: data.replace(b"\0", b"").replace(b"/", b"")
-    ),
-).map(os.fsdecode)
+NAMES = (
+    st.one_of(
+        st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map(b"".join),
+        st.binary(min_size=1, max_size=20).map(
+            lambda data: data.replace(b"\0", b"").replace(b"/", b"")
+        ),
+    )
+    .filter(bool)
+    .map(os.fsdecode)
+)  # a path has no part without a name
 PATHS = st.lists(NAMES, min_size=1, max_size=4).map("/".join)
 
 
