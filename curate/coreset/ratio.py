@@ -17,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.covariance import ledoit_wolf
+from sklearn.covariance import empirical_covariance, ledoit_wolf
 from sklearn.linear_model import LogisticRegression
 
 from curate.coreset.centroids import centroids
@@ -27,6 +27,7 @@ from curate.settings.selection import Ratio
 Rows = NDArray[np.float32]  # (n, D), unit, on the grid of similarity.py
 Scores = NDArray[np.float64]  # (n,)
 
+MANY = 50  # rows for each dimension
 LEAST = 1e-3  # of the mean variance, added to each: directions below it are noise
 NEAR, FAR = 50, 250  # centroids of the target and of the open set, of a kernel ratio
 TEMPERATURES = (0.05, 0.1, 0.2, 0.4)
@@ -152,8 +153,12 @@ def _logistic(target: NDArray[np.float64], sample: NDArray[np.float64]) -> Linea
 
 
 def _covariance(sample: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(D, D), shrunk towards a ball: by Ledoit and Wolf's share, and by LEAST."""
-    covariance, _ = ledoit_wolf(sample)
+    """(D, D), shrunk towards a ball: by LEAST, and, of few rows, by Ledoit and Wolf's share, which
+    of many comes to nothing and takes as long as the covariance."""
+    if len(sample) < MANY * sample.shape[1]:
+        covariance, _ = ledoit_wolf(sample)
+    else:
+        covariance = empirical_covariance(sample)
     ball = np.trace(covariance) / len(covariance)
     return np.asarray(covariance) + max(LEAST * ball, np.finfo(float).tiny) * np.eye(
         len(covariance)
