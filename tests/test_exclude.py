@@ -72,6 +72,16 @@ def test_nothing_that_is_tested_on_enters(document: dict[str, Any]) -> None:
     assert counts["open"]["crawl"] == {"seen": 46, "embedded": 46, "rejected": 0, "selected": 40}
 
 
+def test_of_whitened_embeddings_too(document: dict[str, Any]) -> None:
+    """The excluded images' are whitened as the others are."""
+    document["coreset"] |= {"whiten": 8, "near": 0.9}
+    summary = run(config.parse(document, "test"))
+    planted = [key for key in selected(document["output"]) if key.startswith("planted")]
+    assert not [key for key in planted if key.endswith(".png")]
+    assert summary.outcome.left_out["copies of an excluded image"] == 3
+    assert summary.outcome.left_out["near copies of an excluded image"] > 0
+
+
 def test_without_it_they_do(document: dict[str, Any]) -> None:
     del document["exclude"]
     run(config.parse(document, "test"))

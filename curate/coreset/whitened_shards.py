@@ -28,7 +28,7 @@ SHARDS_AT_ONCE = 16  # that one task reads
 
 
 def whitened(embedded: Embedded, dims: int, files: RunFiles) -> Embedded:
-    """Both sets' shards, whitened by the open set's statistics, at the same places in plan order.
+    """All sets' shards, whitened by the open set's statistics, at the same places in plan order.
 
     What an earlier call for the same embeddings left is used again.
     Raises CurateError for more dimensions than embeddings have.
@@ -42,13 +42,14 @@ def whitened(embedded: Embedded, dims: int, files: RunFiles) -> Embedded:
             whitening = Whitening.fit(moments, dims)
         except ValueError as error:
             raise CurateError(f"coreset.whiten={dims}: embeddings have fewer: {error}") from None
-        over_tasks(_write, [*embedded.target, *embedded.open], SHARDS_AT_ONCE, whitening, files)
+        every = [*embedded.target, *embedded.open, *embedded.exclude]
+        over_tasks(_write, every, SHARDS_AT_ONCE, whitening, files)
         memo.write(inputs)
     moved = [
         [replace(shard, uri=files.whitened_shard(shard.uri)) for shard in shard_list]
-        for shard_list in (embedded.target, embedded.open)
+        for shard_list in (embedded.target, embedded.open, embedded.exclude)
     ]
-    return replace(embedded, target=moved[0], open=moved[1])
+    return replace(embedded, target=moved[0], open=moved[1], exclude=tuple(moved[2]))
 
 
 @ray.remote
