@@ -5,18 +5,22 @@ from __future__ import annotations
 import glob
 import os
 import posixpath
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import repeat
 from typing import Any
 
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from curate import keyspace, names, storage
 from curate.errors import CurateError
+from curate.faults import is_web
 
 CHECKED_AT_ONCE = 32  # names that a pattern's braces stand for
 LISTS_AT_ONCE = 32  # of an object store
@@ -125,21 +129,50 @@ def _keys_below(fs: AbstractFileSystem, path: str, root: str) -> list[Found]:
 
 def _folders_below(fs: AbstractFileSystem, path: str, root: str) -> Iterator[Found]:
     """Folder by folder, many at once."""
-
-    def listed(folder: str) -> list[dict[str, Any]]:
-        found = storage.with_retries(root, lambda: fs.ls(folder, detail=True))
-        return [info for info in found if info["name"].rstrip("/") != folder.rstrip("/")]
-
     with ThreadPoolExecutor(LISTS_AT_ONCE) as pool:
-        waiting = {pool.submit(listed, path)}
+        waiting = {pool.submit(_listed, fs, path, root)}
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for info in (info for folder in done for info in folder.result()):
-                if info["type"] == "directory":
-                    waiting.add(pool.submit(listed, info["name"]))
+            for found, is_folder in (entry for folder in done for entry in folder.result()):
+                if is_folder:
+                    waiting.add(pool.submit(_listed, fs, found[0], root))
                 else:
-                    size, stamp = _about(fs, info)
-                    yield info["name"], size, True, stamp
+                    yield found
+
+
+Entry = tuple[Found, bool]  # of a folder; whether it is one itself
+
+
+def _listed(fs: AbstractFileSystem, folder: str, root: str, stem: str = "") -> list[Entry]:
+    """What is in a folder, but perhaps for names that do not begin with `stem`."""
+    if isinstance(fs, LocalFileSystem):
+        return list(_scanned(folder))
+
+    def entries() -> list[dict[str, Any]]:
+        if stem and "s3" in fs.protocol:  # which need not list the rest
+            return list(fs.find(folder, 1, withdirs=True, detail=True, prefix=stem).values())
+        return list(fs.ls(folder, detail=True))
+
+    found = []
+    for info in storage.with_retries(root, entries):
+        if info["name"].rstrip("/") != folder.rstrip("/"):
+            size, stamp = _about(fs, info)
+            found.append(((info["name"], size, True, stamp), info["type"] == "directory"))
+    return found
+
+
+def _scanned(folder: str) -> Iterator[Entry]:
+    """Of the disk."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                about = entry.stat()
+            except OSError:  # a link that leads nowhere: reading it says so
+                yield (entry.path, 0, True, ""), False
+                continue
+            regular = stat.S_ISREG(about.st_mode)
+            found = (entry.path, about.st_size, regular, str(about.st_mtime_ns))
+            yield found, stat.S_ISDIR(about.st_mode)
 
 
 def _walk(root: str) -> Iterator[Found]:
@@ -151,18 +184,11 @@ def _walk(root: str) -> Iterator[Found]:
         if (about.st_dev, about.st_ino) in above:
             continue
         above |= {(about.st_dev, about.st_ino)}
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                try:
-                    about = entry.stat()
-                except OSError:  # a link that leads nowhere: reading it says so
-                    yield entry.path, 0, True, ""
-                    continue
-                if stat.S_ISDIR(about.st_mode):
-                    waiting.append((entry.path, above))
-                else:
-                    regular = stat.S_ISREG(about.st_mode)
-                    yield entry.path, about.st_size, regular, str(about.st_mtime_ns)
+        for found, is_folder in _scanned(folder):
+            if is_folder:
+                waiting.append((found[0], above))
+            else:
+                yield found
 
 
 def expand(patterns: list[str]) -> list[FileInfo]:
@@ -187,29 +213,64 @@ def expand(patterns: list[str]) -> list[FileInfo]:
 def _matches(pattern: str) -> list[FileInfo]:
     """Files matching a pattern without braces, sorted by URI."""
     fs, path = storage.filesystem(pattern)
+    local = isinstance(fs, LocalFileSystem)
+    found: list[Found] = []
     try:
         info = storage.with_retries(pattern, lambda: fs.info(path))
-        matches = {path: info} if info["type"] == "file" else {}
-    except FileNotFoundError:
-        matches = {}
-    if not matches and glob.has_magic(path):
-        matches = storage.with_retries(pattern, lambda: fs.glob(path, detail=True))
-    local = isinstance(fs, LocalFileSystem)
+        if info["type"] != "directory":
+            regular = not local or info["type"] == "file"
+            size, stamp = _about(fs, info)
+            found = [(path, size, regular, stamp)]
+    except (FileNotFoundError, NotADirectoryError):
+        found = _globbed(fs, path, pattern)
     files = []
-    for name, info in matches.items():
+    for name, size, regular, stamp in found:
         uri = storage.named_like(pattern, name)
-        if os.path.isdir(name) if local else info["type"] == "directory":
-            continue
-        if local and os.path.exists(name) and not os.path.isfile(name):
+        if not regular:
             raise CurateError(f"{uri}: not a regular file; narrow the pattern")
-        files.append(FileInfo(uri, *_about(fs, info)))
-    if not files and fs.isdir(path):
+        files.append(FileInfo(uri, size, stamp))
+    if not files and storage.with_retries(pattern, lambda: fs.isdir(path)):
         raise CurateError(
             f"{pattern}: a folder; name its files, as in {storage.join(pattern, '*')}"
         )
     if not files:
         raise CurateError(f"{pattern}: matches no file; check the path")
     return sorted(files)
+
+
+def _globbed(fs: AbstractFileSystem, path: str, pattern: str) -> list[Found]:
+    """Files that a path with wildcards stands for. fsspec's own glob takes a folder that cannot be
+    listed for an empty one."""
+    parts = path.split("/")
+    wild = [glob.has_magic(part.replace("?", "") if is_web(pattern) else part) for part in parts]
+    if not any(wild):
+        return []
+    first = wild.index(True)
+    folders = ["/".join(parts[:first]) or "/" * path.startswith("/")]
+    entries: list[Entry] = []
+
+    def listed(folder: str, stem: str) -> list[Entry]:
+        try:
+            return _listed(fs, folder, pattern, stem)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    with ThreadPoolExecutor(LISTS_AT_ONCE) as pool:
+        for part in parts[first:]:
+            if "**" in part:
+                whole = re.compile(glob_translate(path))
+                below = (found for folder in folders for found in _found(fs, folder, pattern))
+                return [found for found in below if whole.match(found[0])]
+            fits = re.compile(glob_translate(part))
+            stem = re.split(r"[*?[]", part)[0]
+            entries = [
+                entry
+                for folder in pool.map(listed, folders, repeat(stem))
+                for entry in folder
+                if fits.match(posixpath.basename(entry[0][0].rstrip("/")))
+            ]
+            folders = [found[0].rstrip("/") for found, is_folder in entries if is_folder]
+    return [found for found, is_folder in entries if not is_folder]
 
 
 def folders_in(folder: str) -> set[str]:

@@ -12,9 +12,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import pyarrow as pa
 import pytest
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from curate import listing, storage
 from curate.errors import CurateError
@@ -62,6 +66,50 @@ def test_find_and_expand_give_uris_that_can_be_read(root: str) -> None:
     literal = listing.expand([storage.join(root, "b/[x].txt")])
     assert [storage.read_bytes(file.uri) for file in literal] == [b"b/[x].txt"]
     assert len(listing.expand([storage.join(root, "**/*.*")])) == 5
+    for pattern, names in {
+        "*/*.txt": ["b/1.txt", "b/2.txt", "b/[x].txt"],
+        "?/[!1].txt": ["b/2.txt"],
+        "b/*/3*": ["b/c/3.bin"],
+        "b/**/*.bin": ["b/c/3.bin"],
+        "*/c/3.bin": ["b/c/3.bin"],
+    }.items():
+        found = listing.expand([storage.join(root, pattern)])
+        assert [storage.read_bytes(file.uri).decode() for file in found] == names
+    for pattern in ("b/1.txt/*", "*/x/*.bin", "b/c*"):
+        with pytest.raises(CurateError, match="matches no file"):
+            listing.expand([storage.join(root, pattern)])
+
+
+class Denied(AbstractFileSystem):
+    """Refuses to list now and then, as a store does whose credentials are renewed."""
+
+    protocol = "denied"
+    refused: ClassVar[dict[str, int]] = {}  # of a folder: how often it still is
+
+    def ls(self, path: str, detail: bool = False, **kwargs: Any) -> Any:
+        name = path.rstrip("/").rpartition("/")[2]
+        if self.refused.get(name):
+            self.refused[name] -= 1
+            raise PermissionError(path)
+        return LocalFileSystem().ls(path, detail, **kwargs)
+
+    def info(self, path: str, **kwargs: Any) -> Any:
+        return LocalFileSystem().info(path, **kwargs)
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec.register_implementation("denied", Denied, clobber=True)
+    monkeypatch.setattr(storage, "READ_PATIENCE_S", 1.0)
+    for name in ("a/1.txt", "b/2.txt"):
+        storage.write_bytes(str(tmp_path / name), b"")
+    pattern = [f"denied://{tmp_path}/*/*.txt"]
+    Denied.refused = {"a": 1, "b": 2}
+    assert [file.uri.rpartition("/")[2] for file in listing.expand(pattern)] == ["1.txt", "2.txt"]
+    Denied.refused = {"b": 1000}
+    with pytest.raises(storage.Unavailable, match="PermissionError"):
+        listing.expand(pattern)
 
 
 def test_what_is_not_there(root: str) -> None:
