@@ -25,6 +25,7 @@ from curate import cluster
 from curate.coreset import manifest
 from curate.coreset.rounds import Selection
 from curate.runfiles import shards
+from curate.runfiles.run import Embedded
 from curate.runfiles.shards import Shard
 
 SHARD_ROWS = 50_000
@@ -76,7 +77,7 @@ def measure(rows: int, scratch: Path) -> float:
     uri = str(scratch / "coreset.parquet")
     with Peak() as peak:
         start = time.monotonic()
-        counts = manifest.write(uri, shard_list, ["open"] * count, selection, {})
+        counts = manifest.write(uri, Embedded([], shard_list, ["open"] * count, ""), selection, {})
         seconds = time.monotonic() - start
     assert counts == {"open": rows}
     found = pq.ParquetFile(uri)

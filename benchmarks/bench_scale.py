@@ -58,6 +58,7 @@ from curate.dataset import materialise
 from curate.dataset.training_set import TrainingSet
 from curate.runfiles import shards
 from curate.runfiles.files import CandidateFiles
+from curate.runfiles.run import Embedded
 from curate.runfiles.shards import Shard
 from curate.settings import load
 
@@ -139,7 +140,8 @@ def of_selection(size: int, folder: Path, *, brute_force: bool) -> list[Found]:
         found.append(_found(seconds, peak, images=len(again.position), why=again.stopped_because))
     (folder / "away").rename(folder / "shards")
     start = time.monotonic()
-    manifest.write(str(folder / "recut.parquet"), parts, ["open"] * len(parts), again, {})
+    found = Embedded([], parts, ["open"] * len(parts), "")
+    manifest.write(str(folder / "recut.parquet"), found, again, {})
     found[-1]["seconds to write its rows"] = round(time.monotonic() - start, 1)
     return found
 

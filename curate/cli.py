@@ -124,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, kind in {"method": str, "ratio": str, "gate": float, "clusters": int}.items():
         select.add_argument(f"--{name}", type=kind, help=f"coreset.{name}, with --target")
     select.add_argument("--seed", type=int, help="coreset.seed, with --target")
+    select.add_argument("--where", metavar="EXPRESSION", help="coreset.where, of their columns")
+    select.add_argument("--keep", nargs="+", metavar="COLUMN", help="coreset.keep")
     _add_common(select)
     select.set_defaults(command=_select_command)
     return parser
@@ -282,7 +284,7 @@ def _prune_command(options: argparse.Namespace) -> None:
 
 def _select_command(options: argparse.Namespace) -> None:
     from curate import cluster
-    from curate.coreset.own_embeddings import OF_TARGET, select_files
+    from curate.coreset.own_embeddings import ALWAYS, OF_TARGET, select_files
     from curate.settings import CoresetSettings
     from curate.settings.load import validated
 
@@ -290,7 +292,7 @@ def _select_command(options: argparse.Namespace) -> None:
     keys = {name: value for name, value in given.items() if value is not None}
     if keys and not options.target:
         raise CurateError(f"select: --{', --'.join(keys)}: only with --target")
-    keys |= {name: getattr(options, name) for name in ("tau", "reference_round", "budget")}
+    keys |= {name: getattr(options, name) for name in (*ALWAYS, "keep")}
     coreset = validated(CoresetSettings, keys, "select")
     cluster.connect(options.address, verbose=options.verbose)
     print(

@@ -54,6 +54,7 @@ PURE = [
     ),
     *(
         "coreset.allowed",
+        "settings.where",
         "coreset.quotas",
         "coreset.near",
         "coreset.walks",

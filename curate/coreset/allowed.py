@@ -20,7 +20,11 @@ class Allowed:
 
     @staticmethod
     def all_of(images: int) -> Allowed:
-        return Allowed(np.packbits(np.ones(images, bool), bitorder="little"), images)
+        return Allowed.of(np.ones(images, bool))
+
+    @staticmethod
+    def of(flags: NDArray[np.bool_]) -> Allowed:
+        return Allowed(np.packbits(flags, bitorder="little"), len(flags))
 
     @staticmethod
     def only(positions: NDArray[np.int64], images: int) -> Allowed:
@@ -35,6 +39,10 @@ class Allowed:
     @cached_property
     def count(self) -> int:
         return int(ONES[self.bits].sum(dtype=np.int64))
+
+    def holds(self, positions: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) of each, whether it may be taken."""
+        return (self.bits[positions >> 3] >> (positions & 7).astype(np.uint8) & 1).astype(bool)
 
     def rows(self, first: int, count: int) -> NDArray[np.intp]:
         """Of images at positions `first` on, those that may be taken, counted from there."""

@@ -1,7 +1,9 @@
-"""What may be selected, and what must be: copies, images dropped and added by hand. On Ray tasks.
+"""What may be selected, and what must be: by what is known of images, copies, images dropped and
+added by hand. On Ray tasks.
 
-drop    keys        ─┐
-dedup   digests     ─┴──> a bit an image, which every method respects
+where   metadata    ─┐
+drop    keys        ─┼──> a bit an image, which every method respects
+dedup   digests     ─┘
 add     keys        ───> positions, which are in the coreset before its first round
 """
 
@@ -17,26 +19,23 @@ import ray
 from numpy.typing import NDArray
 
 from curate import storage
-from curate.cluster import over_tasks, results
+from curate.cluster import over_tasks
+from curate.coreset import copies, known
 from curate.coreset.allowed import Allowed
 from curate.coreset.drawn import RowsOf
 from curate.coreset.near import NEAR_COPY, NEAR_EXCLUDED, NEAR_TARGET, Near
 from curate.coreset.quotas import NO_GROUP, Quota
 from curate.coreset.similarity import widen
+from curate.coreset.where import holds
 from curate.errors import CurateError, one_line
-from curate.runfiles import columns
 from curate.runfiles.embeddings import read_embeddings
 from curate.runfiles.run import Embedded
 from curate.runfiles.shards import Shard
-from curate.settings import CoresetSettings
+from curate.settings import CoresetSettings, where
 from curate.settings.selection import QuotaSettings
 
-SHARDS_AT_ONCE = 64  # that one task opens
-DIGESTS_AT_ONCE = 4_000_000  # that one task sorts
-KEPT_HEX = 32  # digits of a SHA-256: 128 bits tell a trillion images apart
-COPY = np.dtype([("high", "<u8"), ("low", "<u8"), ("position", "<i8")])
 MOST_NEAR = 500_000  # images of a coreset without near copies: 1.25e11 cosines
-EXCLUDED, OF_TARGET = -2, -1  # positions of such images: before all of the open set's
+NOT_WHERE = "not as coreset.where says"
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,12 @@ def of(coreset: CoresetSettings, found: Embedded, budget: int | None) -> Constra
     allowed = Allowed.all_of(found.open_images)
     left_out: dict[str, int] = {}
     added = _positions("add", coreset.add, found)
+    if coreset.where is not None:
+        held = _where(coreset.where, found)
+        held[added] = True
+        allowed = Allowed.of(held)
+        left_out[NOT_WHERE] = found.open_images - allowed.count
+    eligible = allowed
     allowed = allowed.without(added)
     reasons = {"dropped by hand": _positions("drop", coreset.drop, found)}
     both = np.intersect1d(added, reasons["dropped by hand"])
@@ -74,12 +79,12 @@ def of(coreset: CoresetSettings, found: Embedded, budget: int | None) -> Constra
         raise CurateError(f"coreset.add: {len(both)} of its images are in coreset.drop too")
     # The embeddings of others may have no digests; then near copies are told by these alone
     if coreset.dedup == "exact" or (
-        (coreset.dedup == "near" or found.exclude) and _has_digests(found)
+        (coreset.dedup == "near" or found.exclude) and copies.are_known(found)
     ):
-        of_excluded, of_target, copies = copies_of(found, added)
+        of_excluded, of_target, others = copies.of(found, added, eligible)
         reasons["copies of an excluded image"] = of_excluded
         if coreset.dedup != "none":
-            reasons |= {"copies of a target image": of_target, "copies": copies}
+            reasons |= {"copies of a target image": of_target, "copies": others}
     for reason, positions in reasons.items():
         before, allowed = allowed.count, allowed.without(positions)
         if before > allowed.count:
@@ -100,15 +105,15 @@ def _positions(setting: str, given: list[str] | str | None, found: Embedded) -> 
     for one in wanted:
         source, slash, key = one.partition("/")
         if not slash or source not in found.open_sources:
-            known = ", ".join(dict.fromkeys(found.open_sources))
-            raise CurateError(f"coreset.{setting}: {one}: not SOURCE/KEY; sources are {known}")
+            sources = ", ".join(dict.fromkeys(found.open_sources))
+            raise CurateError(f"coreset.{setting}: {one}: not SOURCE/KEY; sources are {sources}")
         by_source.setdefault(source, set()).add(key)
     looked_at = [
         (shard, source)
         for shard, source in zip(found.open, found.open_sources, strict=True)
         if source in by_source
     ]
-    parts = over_tasks(_with_keys, looked_at, SHARDS_AT_ONCE, by_source)
+    parts = over_tasks(_with_keys, looked_at, known.SHARDS_AT_ONCE, by_source)
     positions = np.concatenate([np.empty(0, np.int64), *(part[0] for part in parts)])
     seen = {one for part in parts for one in part[1]}
     missing = [one for one in wanted if one not in seen]
@@ -133,7 +138,7 @@ def _with_keys(
     """Positions, and `SOURCE/KEY` of what was found."""
     positions, seen = [np.empty(0, np.int64)], set()
     for shard, source in looked_at:
-        keys = _rows_of(shard, "key")
+        keys = known.Known(shard, source).texts("key")
         is_in = pc.is_in(keys, value_set=pa.array(sorted(by_source[source]), pa.string()))
         rows = np.flatnonzero(is_in.to_numpy(zero_copy_only=False))
         positions.append(rows + shard.first)
@@ -141,11 +146,19 @@ def _with_keys(
     return np.concatenate(positions), seen
 
 
-def _rows_of(shard: Shard, column: str) -> pa.Array:
-    table = columns.read(shard.uri, [column])
-    if column not in table.column_names:
-        raise CurateError(f"{shard.uri}: no column {column!r}, which the selection's settings need")
-    return table[column].slice(shard.start, shard.rows).combine_chunks().cast(pa.string())
+# By what is known of them
+
+
+def _where(text: str, found: Embedded) -> NDArray[np.bool_]:
+    """(N,) whether it holds, in plan order."""
+    parts = over_tasks(_holding, known.of(found), known.SHARDS_AT_ONCE, text)
+    return np.concatenate([np.empty(0, bool), *parts])
+
+
+@ray.remote
+def _holding(group: list[known.Known], text: str) -> NDArray[np.bool_]:
+    names = {*where.columns(where.parse(text))}
+    return np.concatenate([holds(text, one.table(names)) for one in group])
 
 
 # Quotas
@@ -160,7 +173,7 @@ def _quota(
         own = [np.array([names.index(source)]) for source in found.open_sources]
         parts = [np.repeat(code, shard.rows) for code, shard in zip(own, found.open, strict=True)]
     else:
-        names, parts = _labels(found.open)
+        names, parts = _values(quota.by, found)
     bound = set(names if quota.of is None else quota.of)
     unknown = sorted(bound - set(names))
     if unknown:
@@ -177,9 +190,10 @@ def _quota(
     return Quota(codes, room - np.bincount(codes[added], minlength=len(room)))
 
 
-def _labels(shards: list[Shard]) -> tuple[list[str], list[NDArray[np.intp]]]:
-    """All labels, and of the images of some shards each which of them; -1 for none."""
-    parts = over_tasks(_encoded, shards, SHARDS_AT_ONCE)
+def _values(column: str, found: Embedded) -> tuple[list[str], list[NDArray[np.intp]]]:
+    """All labels, or values of another column, and of the images of some shards each which of
+    them; -1 for none."""
+    parts = over_tasks(_encoded, known.of(found), known.SHARDS_AT_ONCE, column)
     names = sorted({name for own, _ in parts for name in own})
     place = {name: number for number, name in enumerate(names)}
     return names, [
@@ -188,9 +202,9 @@ def _labels(shards: list[Shard]) -> tuple[list[str], list[NDArray[np.intp]]]:
 
 
 @ray.remote
-def _encoded(group: list[Shard]) -> tuple[list[str], NDArray[np.int32]]:
-    column = pa.chunked_array([_rows_of(shard, "label") for shard in group], pa.string())
-    encoded = column.combine_chunks().dictionary_encode()
+def _encoded(group: list[known.Known], column: str) -> tuple[list[str], NDArray[np.int32]]:
+    values = pa.chunked_array([one.texts(column) for one in group], pa.string())
+    encoded = values.combine_chunks().dictionary_encode()
     codes = encoded.indices.fill_null(len(encoded.dictionary)).to_numpy(zero_copy_only=False)
     return encoded.dictionary.to_pylist(), codes.astype(np.int32)
 
@@ -219,83 +233,3 @@ def _near(
 
 def _rows(shards: Sequence[Shard]) -> NDArray[np.float32]:
     return widen(np.concatenate([block for shard in shards for block in read_embeddings(shard)]))
-
-
-def _has_digests(found: Embedded) -> bool:
-    first = [shards[0] for shards in (found.target, found.open, found.exclude) if shards]
-    return all("sha256" in columns.read(shard.uri, ["sha256"]).column_names for shard in first)
-
-
-def copies_of(
-    found: Embedded, first: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of images that are, byte for byte, an excluded image; an image of the target set;
-    one that comes before them in plan order, or one of those at `first`. All sorted.
-
-    By 128 bits of their SHA-256. An image that is a copy has the embedding of the other, so that no
-    rule could have taken it before that.
-    """
-    ranges = max(1, found.open_images // DIGESTS_AT_ONCE)
-    read = _digests.options(num_returns=ranges)
-    sets = ((found.open, 0), (found.target, OF_TARGET), (found.exclude, EXCLUDED))
-    groups = [
-        (list(shards[start : start + SHARDS_AT_ONCE]), number)
-        for shards, number in sets
-        for start in range(0, len(shards), SHARDS_AT_ONCE)
-    ]
-    made = [read.remote(group, ranges, number) for group, number in groups]
-    by_range = [list(parts) for parts in zip(*made, strict=True)] if ranges > 1 else [made]
-    known = ray.put(np.sort(first))
-    found_by_range = results([_copies.remote(known, *parts) for parts in by_range])
-    of_excluded, of_target, copies = (
-        np.sort(np.concatenate(part)) for part in zip(*found_by_range, strict=True)
-    )
-    return of_excluded, of_target, copies
-
-
-@ray.remote
-def _digests(group: list[Shard], ranges: int, instead: int) -> list[NDArray] | NDArray:
-    """instead: of a position, the number of a set that has none; 0 for the open set's."""
-    parts = [np.empty(0, COPY)]
-    for shard in group:
-        digests = _rows_of(shard, "sha256")
-        made = np.empty(shard.rows, COPY)
-        made["high"], made["low"] = _numbers(digests)
-        made["position"] = instead or shard.first + np.arange(shard.rows)
-        parts.append(made)
-    found = np.concatenate(parts)
-    if ranges == 1:
-        return found
-    place = (found["high"] >> np.uint64(32)) * np.uint64(ranges) >> np.uint64(32)
-    return [found[place == number] for number in range(ranges)]
-
-
-def _numbers(digests: pa.Array) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """The first 128 bits of hexadecimal digests, as two numbers each."""
-    text = "".join(digest[:KEPT_HEX] for digest in digests.to_pylist())
-    numbers = np.frombuffer(bytes.fromhex(text), ">u8").reshape(-1, 2).astype(np.uint64)
-    return numbers[:, 0], numbers[:, 1]
-
-
-@ray.remote
-def _copies(
-    first: NDArray[np.int64], *parts: NDArray
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    found = np.concatenate(parts)
-    position = found["position"]
-    # Of equals the excluded come first, the target's, those at `first`, then plan order
-    behind = np.where(position < 0, position, np.where(np.isin(position, first), 1, 2))
-    order = np.lexsort((position, behind, found["low"], found["high"]))
-    ordered = found[order]
-    new = np.ones(len(ordered), bool)
-    new[1:] = (ordered["high"][1:] != ordered["high"][:-1]) | (
-        ordered["low"][1:] != ordered["low"][:-1]
-    )
-    leader = np.maximum.accumulate(np.where(new, np.arange(len(ordered)), 0))
-    of, position = ordered["position"][leader], ordered["position"]
-    own = position >= 0
-    return (
-        position[own & (of == EXCLUDED)],
-        position[own & (of == OF_TARGET)],
-        position[own & (of >= 0) & ~new],
-    )

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate import storage
-from curate.coreset import manifest_rows
+from curate.coreset import known, manifest_rows
 from curate.coreset.rounds import Round, Selection
 from curate.errors import CurateError, one_line
-from curate.runfiles.shards import Shard
+from curate.runfiles.run import Embedded
 from curate.storage import Document
 
 
@@ -69,19 +69,32 @@ def _about(table: pq.ParquetFile) -> Document:
         return {}
 
 
+RESERVED = {*manifest_rows.SCHEMA.names, "image"}  # this one is an export's
+
+
 def write(
-    uri: str, shard_list: list[Shard], sources: list[str], selection: Selection, about: Document
+    uri: str, found: Embedded, selection: Selection, about: Document, keep: Sequence[str] = ()
 ) -> dict[str, int]:
     """The manifest of a selection, in its order: by (round, centroid), a baseline's by plan.
     Returns its images by source.
 
-    sources: the name of each shard's source. `about` goes into the footer as JSON, under the key
+    keep: columns that it has beside its own. `about` goes into the footer as JSON, under the key
     `curate`. The same selection and `about` give the same bytes.
+
+    Raises CurateError for a column that it has anyway, or that there is none of.
     """
+    refuse_own(keep)
     note = {b"curate": json.dumps(about, sort_keys=True).encode()}
-    return manifest_rows.write(
-        uri, shard_list, sources, selection, manifest_rows.SCHEMA.with_metadata(note)
-    )
+    schema = pa.schema([*manifest_rows.SCHEMA, *known.schema_of(found, keep)], note)
+    return manifest_rows.write(uri, known.of(found), selection, schema)
+
+
+def refuse_own(keep: Sequence[str]) -> None:
+    """Raises CurateError for columns that a manifest has anyway, and for one that comes twice."""
+    for number, name in enumerate(keep):
+        if name in RESERVED or name in keep[:number]:
+            why = "every manifest has it" if name in RESERVED else "comes twice"
+            raise CurateError(f"coreset.keep: {name}: {why}; leave it out")
 
 
 def write_rounds(uri: str, rounds: list[Round]) -> None:

@@ -27,6 +27,7 @@ from ray import ObjectRef
 
 from curate import storage
 from curate.cluster import on_this_node, results
+from curate.coreset.known import Known
 from curate.coreset.rounds import Selection
 from curate.runfiles import columns, shards
 from curate.runfiles.shards import Shard
@@ -51,20 +52,19 @@ BUCKETS_AHEAD = 4  # of the one that is being written
 
 @dataclass(frozen=True)
 class _Wanted:
-    """Rows of one shard, and their places in the manifest."""
+    """Rows of one shard, and their places in the manifest; kept: what of them beside the shard."""
 
-    shard: Shard
-    source: str
+    known: Known
+    kept: pa.Schema
     rows: NDArray[np.int32]
     places: NDArray[np.int64]
 
 
-def write(
-    uri: str, shard_list: list[Shard], sources: list[str], selection: Selection, schema: pa.Schema
-) -> dict[str, int]:
+def write(uri: str, known: list[Known], selection: Selection, schema: pa.Schema) -> dict[str, int]:
     """The manifest of a selection, in its order; returns its images by source.
 
-    sources: the name of each shard's source. schema: SCHEMA, with what the footer is to say.
+    known: of each shard. schema: SCHEMA, the columns beside the shards that are kept, and what the
+    footer is to say.
     """
     images = len(selection.position)
     rows = _bucket_rows(images)
@@ -75,11 +75,11 @@ def write(
     read = _read.options(num_returns=len(buckets))
     pieces = [
         read.remote(group, bounds)
-        for group in _groups(shard_list, sources, selection.position, rows, len(buckets))
+        for group in _groups(known, schema, selection.position, rows, len(buckets))
     ]
     if len(buckets) == 1:  # a task for the rest would take longer than the rest
         return _write(
-            uri, schema, iter([_ordered(_chosen(selection, buckets[0]), *results(pieces))])
+            uri, schema, iter([_ordered(_chosen(selection, buckets[0]), schema, *results(pieces))])
         )
     chosen = [ray.put(_chosen(selection, bucket)) for bucket in buckets]
     # It waits, mostly
@@ -92,7 +92,8 @@ def write(
 def rows_at(shard_list: list[Shard], sources: list[str], positions: NDArray[np.int64]) -> pa.Table:
     """What the shards know of a few images: source, SCHEMA's columns of images, position."""
     bounds = [0, len(positions)]
-    groups = _groups(shard_list, sources, positions, ROW_GROUP_ROWS, buckets=1)
+    known = [Known(*one) for one in zip(shard_list, sources, strict=True)]
+    groups = _groups(known, SCHEMA, positions, ROW_GROUP_ROWS, buckets=1)
     return _in_order(results([_read.remote(group, bounds) for group in groups]))
 
 
@@ -102,8 +103,8 @@ def _bucket_rows(images: int) -> int:
 
 
 def _groups(
-    shard_list: list[Shard],
-    sources: list[str],
+    known: list[Known],
+    schema: pa.Schema,
     positions: NDArray[np.int64],
     rows: int,
     buckets: int,
@@ -111,17 +112,18 @@ def _groups(
     """What each reader reads: a bucket's worth of rows, of not too many shards."""
     order = np.argsort(positions, kind="stable")
     ordered = positions[order]
-    firsts = np.array([shard.first for shard in shard_list], np.int64)
+    firsts = np.array([one.shard.first for one in known], np.int64)
+    kept = pa.schema([field for field in schema if field.name not in SCHEMA.names])
     bounds = [*np.searchsorted(ordered, firsts).tolist(), len(order)]
     with_rows = int(np.count_nonzero(np.diff(bounds)))
     at_once = max(SHARDS_AT_ONCE, -(-with_rows * buckets // PIECES))
     group: list[_Wanted] = []
     waiting = 0
-    for shard, source, (low, high) in zip(shard_list, sources, pairwise(bounds), strict=True):
+    for one, (low, high) in zip(known, pairwise(bounds), strict=True):
         if low == high:
             continue
-        inside = (ordered[low:high] - (shard.first - shard.start)).astype(np.int32)
-        group.append(_Wanted(shard, source, inside, order[low:high]))
+        inside = (ordered[low:high] - (one.shard.first - one.shard.start)).astype(np.int32)
+        group.append(_Wanted(one, kept, inside, order[low:high]))
         waiting += high - low
         if waiting >= rows or len(group) == at_once:
             yield group
@@ -133,7 +135,7 @@ def _groups(
 @ray.remote
 def _read(group: list[_Wanted], bounds: list[int]) -> Any:
     """A table for each bucket, or the table itself where there is one bucket."""
-    remote = not storage.is_local(group[0].shard.uri)
+    remote = not storage.is_local(group[0].known.shard.uri)
     with ThreadPoolExecutor(READS_AT_ONCE if remote else 1) as pool:
         table = pa.concat_tables(pool.map(_rows, group))
     places = np.concatenate([wanted.places for wanted in group])
@@ -150,11 +152,11 @@ def _read(group: list[_Wanted], bounds: list[int]) -> Any:
 def _rows(wanted: _Wanted) -> pa.Table:
     """What a shard knows of its images."""
     rows = pa.array(wanted.rows)
-    shard = wanted.shard
+    shard = wanted.known.shard
     found = columns.read(shard.uri, {*shards.IMAGE_FIELDS})
     if found.column_names and len(found) < shard.start + shard.rows:  # a .npy has no columns
         raise shards.other_rows(shard.uri, len(found) - shard.start, shard.rows)
-    table = {"source": pa.array([wanted.source] * len(rows), pa.string())}
+    table = {"source": pa.array([wanted.known.source] * len(rows), pa.string())}
     for name, kind in shards.IMAGE_FIELDS.items():
         if name in found.column_names:
             table[name] = pc.cast(found[name].take(rows).combine_chunks(), kind)
@@ -163,6 +165,10 @@ def _rows(wanted: _Wanted) -> pa.Table:
         else:
             table[name] = pa.nulls(len(rows), kind)
     table["position"] = pa.array(wanted.rows.astype(np.int64) + shard.first - shard.start)
+    if wanted.kept.names:
+        beside = wanted.known.table(wanted.kept.names).take(pc.subtract(rows, shard.start))
+        for field in wanted.kept:
+            table[field.name] = pc.cast(beside[field.name].combine_chunks(), field.type)
     return pa.table(table)
 
 
@@ -172,13 +178,15 @@ def _chosen(selection: Selection, bucket: slice) -> dict[str, NDArray[Any] | Non
     return {name: None if all_ is None else all_[bucket] for name, all_ in values.items()}
 
 
-def _ordered(chosen: dict[str, NDArray[Any] | None], *pieces: pa.Table) -> pa.Table:
+def _ordered(
+    chosen: dict[str, NDArray[Any] | None], schema: pa.Schema, *pieces: pa.Table
+) -> pa.Table:
     table = _in_order(pieces)
     for name, values in chosen.items():
         kind = SCHEMA.field(name).type
         column = pa.nulls(len(table), kind) if values is None else pa.array(values, kind)
         table = table.append_column(name, column)
-    return table.select(SCHEMA.names).combine_chunks()
+    return table.select(schema.names).combine_chunks()
 
 
 _order = ray.remote(_ordered)
@@ -196,7 +204,7 @@ def _write_buckets(
     def tables() -> Iterator[pa.Table]:
         running: deque[ObjectRef] = deque()
         for one, pieces in zip(chosen, by_bucket, strict=True):
-            running.append(_order.remote(one, *pieces))
+            running.append(_order.remote(one, schema, *pieces))
             if len(running) > BUCKETS_AHEAD:
                 yield ray.get(running.popleft())
         while running:

@@ -19,6 +19,7 @@ from curate.runfiles.shards import Shard
 from curate.settings import CoresetSettings
 
 FILES_AT_ONCE = 64  # that one task counts
+ALWAYS = ("tau", "reference_round", "budget", "where")
 OF_TARGET = ("method", "ratio", "gate", "clusters", "seed")  # settings that centroids leave open
 
 
@@ -46,11 +47,10 @@ def select_files(
         guide = Guide(_centroids(centroids_uri))
     selection = stage.choose(coreset, found, guide)
     images = len(selection.position)
-    said = {"tau", "reference_round", "budget"} | (set() if centroids_uri else {*OF_TARGET})
+    said = {*ALWAYS} | (set() if centroids_uri else {*OF_TARGET})
     manifest.write(
         output,
-        open_set,
-        names,
+        found,
         selection,
         {
             "curate": __version__,
@@ -59,6 +59,7 @@ def select_files(
             "selected": images,
             "stopped_because": selection.stopped_because,
         },
+        coreset.keep or (),
     )
     rounds = f" in {len(selection.rounds):,} rounds" if selection.rounds else ""
     return (

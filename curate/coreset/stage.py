@@ -20,6 +20,7 @@ from curate.coreset.on_ray import Wanted, select_all
 from curate.coreset.ratio import Linear
 from curate.coreset.rounds import Limits, Selection
 from curate.coreset.rules import Guide
+from curate.embedding import metadata
 from curate.errors import CurateError
 from curate.runfiles import embeddings, shards, store
 from curate.runfiles.files import RunFiles
@@ -31,8 +32,14 @@ log = logging.getLogger(__name__)
 
 
 def embedded(run: Run) -> Embedded:
-    """What a run selects from: its embeddings, whitened where its settings say so."""
-    found, dims = run.embedded(), run.settings.coreset.whiten
+    """What a run selects from: its embeddings, whitened where its settings say so, and what these
+    ask to know of the images beside them."""
+    found, coreset = run.embedded(), run.settings.coreset
+    manifest.refuse_own(coreset.keep or [])
+    columns = coreset.columns - {"source", *shards.IMAGE_FIELDS}
+    if columns:
+        found = replace(found, beside=metadata.beside(run, sorted(columns)))
+    dims = coreset.whiten
     return found if dims is None else whitened_shards.whitened(found, dims, run.files)
 
 
@@ -187,7 +194,7 @@ def write_manifest(
     """The coreset as Parquet; returns its images by source, as they were written."""
     about = {"curate": __version__, "fingerprint": found.fingerprint}
     about |= outcome(coreset, selection).to_json()
-    return manifest.write(uri, found.open, found.open_sources, selection, about)
+    return manifest.write(uri, found, selection, about, coreset.keep or ())
 
 
 def outcome(coreset: CoresetSettings, selection: Selection) -> Outcome:

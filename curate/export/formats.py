@@ -22,8 +22,6 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.coreset.manifest_rows import SCHEMA
-
 Format = Literal["imagefolder", "webdataset", "parquet", "hf", "csv"]
 FORMATS: tuple[Format, ...] = ("imagefolder", "webdataset", "parquet", "hf", "csv")
 WITHOUT_IMAGES: tuple[Format, ...] = ("csv",)
@@ -75,18 +73,19 @@ def safe(text: str) -> str:
 
 
 def files_of(
-    form: Format, piece: int, pieces: int, images: list[Image]
+    form: Format, piece: int, pieces: int, images: list[Image], schema: pa.Schema
 ) -> Iterator[tuple[str, bytes]]:
-    """(path below the export, bytes) of a piece's images, which are in the manifest's order."""
+    """(path below the export, bytes) of a piece's images, which are in the manifest's order.
+    schema: the manifest's."""
     if form == "imagefolder":
         for image in images:
             yield f"{folder_of(image.row['label'])}/{image.name}.{image.extension}", image.data
     elif form == "webdataset":
         yield f"shard-{piece:06d}.tar", tar_of(images)
     elif form == "parquet":
-        yield f"part-{piece:06d}.parquet", parquet_of(images)
+        yield f"part-{piece:06d}.parquet", parquet_of(images, schema)
     else:
-        yield f"data/train-{piece:05d}-of-{pieces:05d}.parquet", parquet_of(images)
+        yield f"data/train-{piece:05d}-of-{pieces:05d}.parquet", parquet_of(images, schema)
 
 
 def folder_of(label: str | None) -> str:
@@ -107,7 +106,7 @@ def tar_of(images: list[Image]) -> bytes:
         for image in images:
             members = [
                 (image.extension, image.data),
-                ("json", json.dumps(image.row, sort_keys=True).encode()),
+                ("json", json.dumps(image.row, sort_keys=True, default=str).encode()),
             ]
             if image.row["label"] is not None:
                 members.append(("cls", image.row["label"].encode()))
@@ -120,34 +119,34 @@ def tar_of(images: list[Image]) -> bytes:
 
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 # What `datasets` and the Hub's viewer read: how a column is to be shown, and loaded
-HF_TYPES = {"int32": "int32", "int64": "int64", "double": "float64", "string": "string"}
+HF_TYPES = {"double": "float64", "float": "float32"}  # else as Arrow calls it
 
 
-def parquet_of(images: list[Image]) -> bytes:
+def parquet_of(images: list[Image], schema: pa.Schema) -> bytes:
     """A column `image`, and the manifest's."""
-    schema = table_schema()
     pictures = [{"bytes": one.data, "path": f"{one.name}.{one.extension}"} for one in images]
     columns = [
         pa.array(pictures, IMAGE),
-        *(pa.array([one.row[f.name] for one in images], f.type) for f in SCHEMA),
+        *(pa.array([one.row[f.name] for one in images], f.type) for f in schema),
     ]
     sink = io.BytesIO()
-    table = pa.Table.from_arrays(columns, schema=schema)
+    table = pa.Table.from_arrays(columns, schema=table_schema(schema))
     pq.write_table(table, sink, compression="none", row_group_size=GROUP_ROWS)
     return sink.getvalue()
 
 
-def table_schema() -> pa.Schema:
+def table_schema(schema: pa.Schema) -> pa.Schema:
     features: dict[str, Any] = {"image": {"_type": "Image"}}
-    for field in SCHEMA:
-        features[field.name] = {"dtype": HF_TYPES[str(field.type)], "_type": "Value"}
+    for field in schema:
+        kind = str(field.type)
+        features[field.name] = {"dtype": HF_TYPES.get(kind, kind), "_type": "Value"}
     note = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}
-    return pa.schema([pa.field("image", IMAGE), *SCHEMA], metadata=note)
+    return pa.schema([pa.field("image", IMAGE), *schema], metadata=note)
 
 
-def csv_of(rows: list[Row], header: bool) -> bytes:
+def csv_of(rows: list[Row], columns: list[str], header: bool) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, SCHEMA.names, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     if header:
         writer.writeheader()
     writer.writerows(rows)

@@ -129,7 +129,8 @@ def _write_piece(job: Job, number: int) -> None:
 def write_piece(job: Job, number: int) -> None:
     """Its files, then, as its mark, the images that could not be read."""
     first = number * job.piece_rows
-    rows = _rows(job, number)
+    table = _rows(job, number)
+    rows: list[Row] = table.to_pylist()
     # Those of one file together, so that it is opened once
     order = sorted(range(len(rows)), key=lambda i: _place(rows[i]))
     try:
@@ -144,12 +145,12 @@ def write_piece(job: Job, number: int) -> None:
         else:
             images.append(Image(rows[i], first + i, item.data))
     images.sort(key=lambda image: image.number)
-    for path, data in files_of(job.form, number, job.pieces, images):
+    for path, data in files_of(job.form, number, job.pieces, images, table.schema):
         storage.write_bytes(storage.join(job.files.folder, path), data)
     shards.write_parquet(job.files.done(number), shards.reject_table(rejects))
 
 
-def _rows(job: Job, number: int) -> list[Row]:
+def _rows(job: Job, number: int) -> pa.Table:
     """Of a piece, in the manifest's order."""
     first = number * job.piece_rows
     stop = first + job.piece_rows
@@ -162,7 +163,7 @@ def _rows(job: Job, number: int) -> list[Row]:
                 whole = table.read_row_group(group)
                 found.append(whole.slice(max(first - row, 0), stop - max(first, row)))
             row += rows
-    return list(pa.concat_tables(found).to_pylist())
+    return pa.concat_tables(found)
 
 
 def _place(row: Row) -> tuple[str, str, int, int]:
@@ -173,4 +174,5 @@ def _place(row: Row) -> tuple[str, str, int, int]:
 def _write_csv(job: Job) -> None:
     with storage.open_whole(job.files.csv) as file:
         for number in range(max(job.pieces, 1)):
-            file.write(csv_of(_rows(job, number), header=number == 0))
+            table = _rows(job, number)
+            file.write(csv_of(table.to_pylist(), table.column_names, header=number == 0))

@@ -101,6 +101,7 @@ class EmbeddingFiles(Folder):
     made_from = Name("made_from.json")
     ledger = Name("ledger")
     shards = Name("shards")
+    metadata = Name("metadata")  # what sources know of the images beside them
 
     def group(self, name: str) -> str:
         """The folder of all shards whose units' digests begin with these two digits."""
@@ -109,6 +110,13 @@ class EmbeddingFiles(Folder):
     def shard(self, unit: str, part: int) -> str:
         """unit: its digest."""
         return join(self.group(unit[:2]), f"{unit}-{part:04d}.arrow")
+
+    def metadata_group(self, name: str) -> str:
+        return join(self.metadata, name)
+
+    def metadata_of(self, unit: str, columns: str) -> str:
+        """Some columns of all images of a unit. columns: their digest."""
+        return join(self.metadata_group(unit[:2]), f"{unit}-{columns}.arrow")
 
 
 class StoreFiles(Folder):

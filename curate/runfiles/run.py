@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 
+import pyarrow as pa
+
 from curate import __version__, storage
 from curate.errors import CurateError
 from curate.runfiles import accounts, changes, plan, store
@@ -27,6 +29,15 @@ PACKAGES = ("ray", "torch", "timm", "faiss-cpu", "numpy", "pyarrow", "pillow")
 
 
 @dataclass(frozen=True)
+class Beside:
+    """Metadata of the images of some shards: tables, row by row beside each of them, of which
+    `schema` says columns and types; a file's own type of a column may be another, or null."""
+
+    tables: list[Shard]
+    schema: pa.Schema
+
+
+@dataclass(frozen=True)
 class Embedded:
     """What is selected from: the embeddings of both sets, in plan order."""
 
@@ -35,6 +46,7 @@ class Embedded:
     open_sources: list[str]  # of each open shard
     fingerprint: str  # digest of what decided the embeddings
     exclude: tuple[Shard, ...] = ()  # of images that no copy of is selected
+    beside: Beside | None = None  # what is known of the open set's images but by its shards
 
     @property
     def target_images(self) -> int:

@@ -72,11 +72,12 @@ def prune(folder: str, *, remove: bool) -> Unused:
         for encoder, digests in _named_by(output).items():
             wanted.setdefault(encoder, set()).update(digests)
     asked = [
-        (encoder, group)
+        (encoder, storage.join(above, group))
         for encoder in sorted(listing.folders_in(folder) - {store.users.rpartition("/")[2]})
-        for group in sorted(listing.folders_in(store.embeddings(encoder).shards))
+        for above in (store.embeddings(encoder).shards, store.embeddings(encoder).metadata)
+        for group in sorted(listing.folders_in(above))
     ]
-    found = over_tasks(_unused, asked, GROUPS_AT_ONCE, store, wanted, remove)
+    found = over_tasks(_unused, asked, GROUPS_AT_ONCE, wanted, remove)
     pairs = [pair for group in found for pair in group]
     return Unused([uri for uri, _ in pairs], sum(size for _, size in pairs))
 
@@ -92,11 +93,10 @@ def _named_by(output: str) -> dict[str, set[str]]:
 
 @ray.remote
 def _unused(
-    asked: list[tuple[str, str]], store: StoreFiles, wanted: dict[str, set[str]], remove: bool
+    asked: list[tuple[str, str]], wanted: dict[str, set[str]], remove: bool
 ) -> list[tuple[str, int]]:
     found = []
-    for encoder, group in asked:
-        folder = store.embeddings(encoder).group(group)
+    for encoder, folder in asked:
         for name, size in storage.sizes_in(folder).items():
             if name.partition("-")[0] not in wanted.get(encoder, ()):
                 uri = storage.join(folder, name)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from curate.settings import where
 from curate.settings.base import AbsolutePath, AutoBudget, Budget, Label, Positive, Settings
 from curate.settings.training import TrainingSettings
 
@@ -57,9 +58,9 @@ class EmbedSettings(Settings):
 
 
 class QuotaSettings(Settings):
-    """At most so many images of a source, or of a label."""
+    """At most so many images of a source, of a label, or of a value of another column."""
 
-    by: Literal["source", "label"]
+    by: str = Field(min_length=1)
     most: Budget  # images of each; a fraction: of the budget
     of: list[Label] | None = None  # these alone are bound; each where unset
 
@@ -83,6 +84,15 @@ class CoresetSettings(Settings):
     drop: list[str] | AbsolutePath | None = None  # SOURCE/KEY, or a file of such lines: never taken
     add: list[str] | AbsolutePath | None = None  # the same: taken before all others
     quotas: list[QuotaSettings] | None = None
+    where: str | None = None  # which images may be selected, by what is known of them
+    keep: list[str] | None = None  # columns of the sources that the manifest has too
+
+    @field_validator("where")
+    @classmethod
+    def _parses(cls, text: str | None) -> str | None:
+        if text is not None:
+            where.parse(text)
+        return text
 
     @model_validator(mode="after")
     def _complete(self) -> CoresetSettings:
@@ -105,7 +115,14 @@ class CoresetSettings(Settings):
 
     @property
     def is_constrained(self) -> bool:
-        return bool(self.dedup != "none" or self.drop or self.add or self.quotas)
+        by_hand = self.drop or self.add
+        return bool(self.dedup != "none" or by_hand or self.quotas or self.where)
+
+    @property
+    def columns(self) -> set[str]:
+        """Names of all that it needs to know of images."""
+        asked = {quota.by for quota in self.quotas or []} | set(self.keep or [])
+        return asked if self.where is None else asked | set(where.columns(where.parse(self.where)))
 
     @property
     def uses_centroids(self) -> bool:

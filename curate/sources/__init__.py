@@ -2,11 +2,13 @@
 
 plan(settings, unit_images, place)            → units, in plan order, without reading any pixel
 read(settings, unit, max_bytes, last_attempt) → items, in plan order: one for every image of it
+metadata(settings, unit, columns)             → the same without images, each with these columns of
+columns_of(unit)                                what is known of it; where a kind has any
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import ModuleType
 
@@ -15,7 +17,7 @@ from curate.errors import CurateError, one_line
 from curate.privacy import restored
 from curate.settings import SourceSettings
 from curate.sources import image_folder, parquet, url_list, webdataset
-from curate.sources.base import Item
+from curate.sources.base import Item, Row
 from curate.sources.units import Changed, Unit
 
 KINDS: dict[str, ModuleType] = {
@@ -25,7 +27,10 @@ KINDS: dict[str, ModuleType] = {
     "url_list": url_list,
 }
 
-__all__ = ["KINDS", "Changed", "Item", "Unit", "is_damage", "lost", "plan_source", "read_unit"]
+__all__ = [
+    *("KINDS", "Changed", "Item", "Unit", "columns_of", "is_damage", "lost", "plan_source"),
+    *("read_metadata", "read_unit"),
+]
 
 
 def plan_source(source: SourceSettings, unit_images: int, place: str) -> list[Unit]:
@@ -80,6 +85,37 @@ def read_unit(
             yield from lost(unit, reason)
     if unit.images is not None:
         yield from lost(unit, reason, given)
+
+
+def read_metadata(
+    source: SourceSettings, unit: Unit, columns: Sequence[str]
+) -> Iterator[tuple[Item, Row]]:
+    """Of the images of one unit, without reading them: where each lies, and those of the columns
+    that its source has; nothing of a kind of source that has none.
+
+    Raises storage.Unavailable and Changed as `read_unit` does.
+    """
+    unit = replace(unit, uri=restored(unit.uri, paths_of(source)))
+    kind = KINDS[source.kind]  # type: ignore[attr-defined]
+    if not hasattr(kind, "metadata"):
+        return
+    try:
+        yield from kind.metadata(source, unit, columns)
+    except (storage.Unavailable, Changed, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise Changed(f"{unit.uri}: gone since it was planned") from error
+    except Exception as error:  # whatever a filesystem or a damaged file raises
+        if not is_damage(error, unit.uri):
+            what = f"{type(error).__name__}: {one_line(error, 200)}"
+            raise storage.Unavailable(f"{unit.uri}: {what}") from error
+
+
+def columns_of(source: SourceSettings, unit: Unit) -> list[str]:
+    """What `read_metadata` may be asked for, by one unit."""
+    unit = replace(unit, uri=restored(unit.uri, paths_of(source)))
+    kind = KINDS[source.kind]  # type: ignore[attr-defined]
+    return list(kind.columns_of(unit)) if hasattr(kind, "columns_of") else []
 
 
 def paths_of(source: SourceSettings) -> list[str]:

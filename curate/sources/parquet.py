@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -114,8 +114,26 @@ def _columns(source: ParquetSettings) -> dict[str, str]:
     return {setting: column for setting, column in columns.items() if column}
 
 
-def _records(source: ParquetSettings, uri: str, wanted: range) -> Iterator[tuple[int, Row]]:
-    """(row in file, its columns) of the wanted rows."""
+def metadata(
+    source: ParquetSettings, unit: Unit, columns: Sequence[str]
+) -> Iterator[tuple[Item, Row]]:
+    """As `read`, without images: of each its row, and these columns, as far as there are any."""
+    check_unchanged(unit)
+    assert unit.stop is not None
+    for row, record in _records(source, unit.uri, range(unit.start, unit.stop), columns):
+        yield Item(key="", uri=unit.uri, row=row), record
+
+
+def columns_of(unit: Unit) -> list[str]:
+    with storage.open_seekable(unit.uri, block_bytes=1 << 18) as file:
+        return list(pq.read_schema(file).names)
+
+
+def _records(
+    source: ParquetSettings, uri: str, wanted: range, only: Sequence[str] | None = None
+) -> Iterator[tuple[int, Row]]:
+    """(row in file, its columns) of the wanted rows: those that the source names, or `only` some
+    others."""
     with storage.open_seekable(uri) as file:
         # A row group of many images is read in slices
         table = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
@@ -131,7 +149,8 @@ def _records(source: ParquetSettings, uri: str, wanted: range) -> Iterator[tuple
         if not groups:
             return
         row = first
-        columns = sorted(set(_columns(source).values()))
+        asked = _columns(source).values() if only is None else only
+        columns = sorted(set(asked) & set(table.schema_arrow.names))
         for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=columns):
             for record in batch.to_pylist():
                 if row in wanted:

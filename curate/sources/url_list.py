@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
@@ -20,13 +21,14 @@ from curate import listing, names, storage
 from curate.cluster import over_tasks
 from curate.errors import CurateError, one_line
 from curate.settings import UrlListSettings
-from curate.sources.base import Item, missing_column, place_beside, read_files
+from curate.sources.base import Item, Row, missing_column, place_beside, read_files
 from curate.sources.records import Range, Record, read_bytes, split
 from curate.sources.units import Changed, Unit, cuts, digest_of
 
 RANGE_BYTES = 16 << 20  # of a list that one task cuts into units
 RANGES_AT_ONCE = 4
 HEADER_BYTES = 1 << 20
+NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")  # 007 is a name
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 
@@ -45,17 +47,43 @@ def plan(source: UrlListSettings, unit_images: int, place: str) -> list[Unit]:
 
 def read(source: UrlListSettings, unit: Unit, max_bytes: int, last_attempt: bool) -> Iterator[Item]:
     """Raises Changed where the list does not say any more what was planned."""
-    records, header = _records_of(unit), _header(unit.uri)
-    if _digest(source, unit.uri, header, records) != unit.digest:
-        raise Changed(f"{unit.uri}: changed since it was planned")
-    items = list(_items(source, unit.uri, header, records))
     yield from read_files(
-        items,
+        [item for item, _ in _listed(source, unit)],
         max_bytes,
         allow_private=source.allow_private,
         listed_in=unit.uri,
         last_attempt=last_attempt,
     )
+
+
+def metadata(
+    source: UrlListSettings, unit: Unit, columns: Sequence[str]
+) -> Iterator[tuple[Item, Row]]:
+    """As `read`, without images: each with these columns, as far as the list has them; numbers
+    where all of a column's cells in the unit are."""
+    listed = _listed(source, unit)
+    typed = [_typed([row.get(column) or None for _, row in listed]) for column in columns]
+    for (item, _), values in zip(listed, zip(*typed, strict=True), strict=True):
+        yield item, dict(zip(columns, values, strict=True))
+
+
+def _typed(cells: list[str | None]) -> Sequence[str | int | float | None]:
+    if not all(cell is None or NUMBER.fullmatch(cell) for cell in cells):
+        return cells
+    whole = all(cell is None or cell.lstrip("-").isdigit() for cell in cells)
+    return [None if cell is None else int(cell) if whole else float(cell) for cell in cells]
+
+
+def columns_of(unit: Unit) -> list[str]:
+    return _header(unit.uri)
+
+
+def _listed(source: UrlListSettings, unit: Unit) -> list[tuple[Item, Row]]:
+    """Raises Changed."""
+    records, header = _records_of(unit), _header(unit.uri)
+    if _digest(source, unit.uri, header, records) != unit.digest:
+        raise Changed(f"{unit.uri}: changed since it was planned")
+    return list(_items(source, unit.uri, header, records))
 
 
 def says_still(source: UrlListSettings, unit: Unit) -> bool:
@@ -131,26 +159,26 @@ def _digest(source: UrlListSettings, uri: str, header: list[str], records: list[
 
 def _items(
     source: UrlListSettings, uri: str, header: list[str], records: list[Record]
-) -> Iterator[Item]:
-    """One a record. Nothing in a list need be UTF-8."""
+) -> Iterator[tuple[Item, Row]]:
+    """One a record, and the cells of its row. Nothing in a list need be UTF-8."""
     texts = [record.text.decode("utf-8", "surrogateescape") for record in records]
     delimiter = _delimiter(uri)
     if delimiter is None:
-        yield from (_item(uri, text) for text in texts)
+        yield from ((_item(uri, text), {}) for text in texts)
         return
     for record, text in zip(records, texts, strict=True):
         nameless = Item(key=f"byte {record.start}", uri=uri)
         try:
             row = dict(zip(header, next(csv.reader([text], delimiter=delimiter)), strict=False))
         except csv.Error as error:
-            yield replace(nameless, error=f"not readable as CSV: {one_line(error)}")
+            yield replace(nameless, error=f"not readable as CSV: {one_line(error)}"), {}
             continue
         cell = {setting: row.get(column) for setting, column in _columns(source).items()}
         url = (cell["url_column"] or "").strip()  # a short row lacks some
         if url:
-            yield _item(uri, url, cell.get("key_column"), cell.get("label_column"))
+            yield _item(uri, url, cell.get("key_column"), cell.get("label_column")), row
         else:
-            yield replace(nameless, error="no URL in this row")
+            yield replace(nameless, error="no URL in this row"), row
 
 
 def _item(listed_in: str, url: str, key: str | None = None, label: str | None = None) -> Item:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import BinaryIO
 
@@ -19,11 +20,12 @@ from curate.errors import CurateError, one_line
 from curate.listing import FileInfo
 from curate.privacy import public
 from curate.settings import WebDatasetSettings
-from curate.sources.base import IMAGE_EXTENSIONS, Item, within
+from curate.sources.base import IMAGE_EXTENSIONS, Item, Row, within
 from curate.sources.units import Unit, check_unchanged, digest_of
 
 HEADER_BYTES = 8 << 10  # read at a time where headers alone are wanted
 LABEL_BYTES = 4096  # a longer sidecar is no label
+SIDECAR_BYTES = 1 << 20  # a longer .json is left out
 BLOCK = 512  # bytes; a tar is headers and padded files in such blocks, and two empty ones to end
 
 
@@ -73,6 +75,40 @@ def read(
         check_unchanged(unit)
         for item in _items_of(file, unit.uri)[unit.start : unit.stop]:
             yield _with_bytes(within(item, max_bytes), file)
+
+
+def metadata(
+    source: WebDatasetSettings, unit: Unit, columns: Sequence[str]
+) -> Iterator[tuple[Item, Row]]:
+    """As `read`, without images: each with what its `.json` says of these columns."""
+    with _local_copy(unit.uri) as file:
+        check_unchanged(unit)
+        items = _items_of(file, unit.uri)[unit.start : unit.stop]
+        sidecars = _sidecars_of(file)
+    for item in items:
+        said = sidecars.get(item.key) or sidecars.get(_split(item.key)[0]) or {}
+        yield item, {column: said.get(column) for column in columns}
+
+
+def columns_of(unit: Unit) -> list[str]:
+    with _local_copy(unit.uri) as file:
+        return sorted({name for said in _sidecars_of(file).values() for name in said})
+
+
+def _sidecars_of(file: BinaryIO) -> dict[str, Row]:
+    """What is in each `.json` that holds an object, by the key of its image."""
+    members, _ = _members_of(file)
+    found = {}
+    for name, place in _places_of(members):
+        stem, middle, extension = _split(names.escaped(name))
+        if extension != "json" or isinstance(place, str) or place.size > SIDECAR_BYTES:
+            continue
+        file.seek(place.offset_data)
+        with suppress(ValueError, RecursionError):  # one that is damaged says nothing
+            said = json.loads(file.read(place.size))
+            if isinstance(said, dict):
+                found[stem + middle] = said
+    return found
 
 
 def _with_bytes(item: Item, file: BinaryIO) -> Item:

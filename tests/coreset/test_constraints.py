@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from curate.coreset import constraints, stage
+from curate.coreset import constraints, copies, stage
 from curate.coreset.rounds import Selection
 from curate.errors import CurateError
 from curate.runfiles import shards
-from curate.runfiles.run import Embedded
+from curate.runfiles.run import Beside, Embedded
 from curate.runfiles.shards import Shard
 from curate.settings import CoresetSettings
+from curate.settings.selection import QuotaSettings
 from tests.oracles import brute_force_rounds, unit_rows
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -37,6 +39,7 @@ class Sets:
         self.contents = ["t" + str(c % 30) if c < 15 else "u" + str(c) for c in content]
         self.rows = unit_rows(rng, 200, D)[content]
         self.rows[content < 15] = self.target[content[content < 15]]
+        self.folder = folder
         self.keys = [f"k/{i}" for i in range(N)]
         self.shards = [
             self._write(folder / f"{low:04d}.arrow", self.rows[low:high], low, high)
@@ -85,7 +88,7 @@ def chosen(sets: Sets, **settings: Any) -> Selection:
 @pytest.mark.parametrize("at_once", [100_000, 40])
 def test_of_copies_the_first(sets: Sets, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     """In one range of digests and in several."""
-    monkeypatch.setattr(constraints, "DIGESTS_AT_ONCE", at_once)
+    monkeypatch.setattr(copies, "DIGESTS_AT_ONCE", at_once)
     made = constraints.of(CoresetSettings(dedup="exact"), sets.found, None)
     assert made.allowed is not None
     assert made.allowed.rows(0, N).tolist() == sets.firsts()
@@ -125,6 +128,47 @@ def test_rounds_are_those_of_what_is_left(sets: Sets) -> None:
     assert found.position.tolist() == [int(kept[row[0]]) for row in truth["rows"]]
     assert found.similarity is not None
     assert found.similarity.tolist() == [row[3] for row in truth["rows"]]
+
+
+def test_where_the_sources_say_so(sets: Sets) -> None:
+    """By what is beside the shards, by the shards' own columns, and by the source. A copy takes the
+    place of an image that may not be taken; one that is added is not asked."""
+    licenses = ["cc0" if position % 3 else None for position in range(N)]
+    beside = sets.folder / "beside.arrow"
+    shards.write_arrow(str(beside), pa.table({"license": licenses, "year": pa.nulls(N)}))
+    tables = [Shard(str(beside), low, high - low, low) for low, high in pairwise(CUTS)]
+    schema = pa.schema({"license": pa.string(), "year": pa.int64()})
+    found = replace(sets.found, beside=Beside(tables, schema))
+    where = "license == 'cc0' and (source != 'own' or key > 'k/15') and year is null"
+    may = [p for p in range(N) if p % 3 and (not CUTS[1] <= p < CUTS[2] or sets.keys[p] > "k/15")]
+    made = constraints.of(CoresetSettings(where=where), found, None)
+    assert made.allowed is not None and made.allowed.rows(0, N).tolist() == may
+    assert made.left_out == {constraints.NOT_WHERE: N - len(may)}
+
+    added = next(p for p in range(N) if p not in may and sets.contents[p].startswith("u"))
+    coreset = CoresetSettings(where=where, dedup="exact", add=[sets.place(added)])
+    made = constraints.of(coreset, found, None)
+    seen, kept = {f"t{i}" for i in range(30)} | {sets.contents[added]}, []
+    for position in may:
+        if sets.contents[position] not in seen:
+            seen.add(sets.contents[position])
+            kept.append(position)
+    assert made.allowed is not None and made.allowed.rows(0, N).tolist() == kept
+    assert made.left_out[constraints.NOT_WHERE] == N - len(may) - 1
+    assert len(kept) + sum(made.left_out.values()) == N - 1
+
+    quotas = [QuotaSettings(by="license", most=7)]
+    coreset = CoresetSettings(clusters=4, tau=None, budget=60, quotas=quotas)
+    taken = stage.choose(coreset, found, stage.guide_of(found, coreset)).position
+    assert sum(licenses[p] == "cc0" for p in taken) == 7 and len(taken) == 60
+
+    for where, said in {
+        "nowhere == 1": "no column 'nowhere', which the selection needs",
+        "license > 3": "license is string",
+        "year == 'x'": "year is int64",
+    }.items():
+        with pytest.raises(CurateError, match=said):
+            constraints.of(CoresetSettings(where=where), found, None)
 
 
 def test_keys_in_a_file(sets: Sets, tmp_path: Path) -> None:

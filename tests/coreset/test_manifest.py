@@ -17,6 +17,7 @@ from curate.coreset import manifest, manifest_rows
 from curate.coreset.rounds import Selection
 from curate.errors import CurateError
 from curate.runfiles import shards
+from curate.runfiles.run import Embedded
 from curate.runfiles.shards import Shard
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -102,7 +103,7 @@ def test_the_bytes_of_one_table(tmp_path: Path, sizes: list[int], images: int) -
     selection = selection_of(np.random.default_rng(images), sum(sizes), images)
     table = expected_table(everything, selection)
     uri = str(tmp_path / "coreset.parquet")
-    counts = manifest.write(uri, shard_list, sources, selection, ABOUT)
+    counts = manifest.write(uri, Embedded([], shard_list, sources, ""), selection, ABOUT)
     assert Path(uri).read_bytes() == expected_file(table)
     expected = pc.value_counts(table["source"]).to_pylist()
     assert counts == {pair["values"]: pair["counts"] for pair in expected}
@@ -113,7 +114,7 @@ def test_a_baseline_has_no_rounds(tmp_path: Path) -> None:
     shard_list, sources, everything = write_shards(tmp_path, [70, 30])
     selection = Selection.of_baseline(np.arange(0, 100, 3), "budget")
     uri = str(tmp_path / "coreset.parquet")
-    manifest.write(uri, shard_list, sources, selection, ABOUT)
+    manifest.write(uri, Embedded([], shard_list, sources, ""), selection, ABOUT)
     assert Path(uri).read_bytes() == expected_file(expected_table(everything, selection))
 
 
@@ -122,7 +123,8 @@ def test_a_shard_that_is_gone_leaves_no_manifest(tmp_path: Path) -> None:
     Path(shard_list[1].uri).unlink()
     selection = Selection.of_baseline(np.arange(80_000), "open set used up")
     with pytest.raises(CurateError, match=r"part-001\.arrow: no such file"):
-        manifest.write(str(tmp_path / "coreset.parquet"), shard_list, sources, selection, ABOUT)
+        found = Embedded([], shard_list, sources, "")
+        manifest.write(str(tmp_path / "coreset.parquet"), found, selection, ABOUT)
     assert [path.name for path in tmp_path.iterdir()] == ["part-000.arrow"]
 
 
