@@ -7,9 +7,11 @@ import hashlib
 import io
 import json
 import tarfile
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,8 +20,10 @@ from torchvision.datasets import ImageFolder
 
 from curate.cli import main
 from curate.errors import CurateError
-from curate.export import formats, stage
+from curate.export import atlas, fiftyone, formats, stage
 from curate.export.formats import Image
+from curate.runfiles.embeddings import read_embeddings
+from curate.runfiles.run import Run
 from tests import datasets
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -124,6 +128,69 @@ def test_csv(run: Path, tmp_path: Path) -> None:
     assert rows[0].keys() == set(pq.read_schema(run / "coreset.parquet").names)
 
 
+def test_an_atlas(run: Path, tmp_path: Path) -> None:
+    """Points and neighbours are those of the embeddings, row by row."""
+    folder = exported(run, "atlas", tmp_path / "atlas")
+    assert sorted(path.name for path in folder.iterdir()) == ["atlas.parquet", "export.json"]
+    rows = pq.read_table(folder / "atlas.parquet").to_pylist()
+    manifest = pq.read_table(run / "coreset.parquet").to_pylist()
+    assert [{name: row[name] for name in manifest[0]} for row in rows] == manifest
+    embeddings = embeddings_of(run)[[row["position"] for row in rows]]
+    distance = np.clip(1 - embeddings @ embeddings.T, 0, 2)
+    for number, row in enumerate(rows):
+        near = row["neighbors"]
+        assert len(set(near["ids"])) == 15
+        assert near["distances"] == pytest.approx(distance[number, near["ids"]], abs=1e-5)
+        assert near["distances"] == pytest.approx(np.sort(distance[number])[:15], abs=1e-5)
+        with Pillow.open(io.BytesIO(row["image"]["bytes"])) as picture:
+            assert picture.format == "JPEG" and max(picture.size) <= 128
+    assert np.isfinite([[row["x"], row["y"]] for row in rows]).all()
+    assert len({(row["x"], row["y"]) for row in rows}) > 30
+
+
+def embeddings_of(run: Path) -> np.ndarray:
+    shards = Run.open(str(run)).embedded().open
+    return np.concatenate([b for one in shards for b in read_embeddings(one)]).astype(np.float32)
+
+
+def test_an_atlas_keeps_the_rows_of_what_cannot_be_read(run: Path, tmp_path: Path) -> None:
+    """Neighbours are counted by rows. A column of the manifest gives way to the atlas's own."""
+    table = pq.read_table(run / "coreset.parquet").append_column("x", pa.array([*"ab"] * 20))
+    of = atlas.map_of(np.eye(40, dtype=np.float16))
+    made = atlas.table_of(table.slice(10, 5), 10, {11: b"picture"}, of).to_pylist()
+    assert [row["image"] for row in made] == [None, {"bytes": b"picture"}, None, None, None]
+    assert [row["x_"] for row in made] == ["a", "b", "a", "b", "a"]
+    assert [row["neighbors"]["ids"][0] for row in made] == [10, 11, 12, 13, 14]
+
+
+def test_an_atlas_of_too_many(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(atlas, "MOST_IMAGES", 39)
+    with pytest.raises(CurateError, match="40 images, of at most 39; name a smaller --manifest"):
+        stage.export(str(run), "atlas", str(tmp_path / "atlas"))
+
+
+def test_fifty_one(run: Path, tmp_path: Path) -> None:
+    folder = exported(run, "fiftyone", tmp_path / "fiftyone")
+    samples = json.loads((folder / "samples.json").read_text())["samples"]
+    assert [sha256((folder / one["filepath"]).read_bytes()) for one in samples] == digests(run)
+    about = json.loads((folder / "metadata.json").read_text())
+    assert about["media_type"] == "image" and "version" not in about
+    for one, row in zip(samples, pq.read_table(run / "coreset.parquet").to_pylist(), strict=True):
+        label = one.get("ground_truth", {"label": None})
+        assert label["label"] == row["label"]
+        assert one["key"] == row["key"] and one["round"] == row["round"]
+        assert one["metadata"]["width"] == row["width"]
+        assert None not in one.values()
+
+
+def test_names_that_fiftyone_has_taken() -> None:
+    row = {"key": "a", "label": None, "size": 1, "width": 2, "height": 3}
+    row |= {"tags": "x", "_id": 7, "taken": date(2020, 1, 2)}
+    sample = fiftyone.sample_of(row, "data/a.png")
+    assert sample["tags"] == [] and sample["tags_"] == "x" and sample["id_"] == 7
+    assert json.loads(fiftyone.lines_of([sample]))["taken"] == "2020-01-02"
+
+
 def test_cut_short_and_gone_on_with(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +200,7 @@ def test_cut_short_and_gone_on_with(
 
     class Here:
         @staticmethod
-        def remote(job: Any, number: int) -> None:
+        def remote(job: Any, number: int, placed: None) -> None:
             if number == 2 and len(written) == 2:
                 raise KeyboardInterrupt
             written.append(number)

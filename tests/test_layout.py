@@ -74,7 +74,7 @@ PURE = [
     ),
     *("dataset.views", "dataset.augment", "pretraining.order", "pretraining.optimise"),
     *(*(f"evaluate.{n}" for n in ("accuracy", "logistic", "neighbours")), "comparison.table"),
-    *("report.content", "report.collect.projection", "report.pages"),
+    *("report.content", "coreset.projection", "report.pages"),
 ]
 
 

@@ -5,6 +5,8 @@ webdataset   shard-000000.tar of NAME.jpg, .json, .cls      webdataset, img2data
 parquet      part-000000.parquet with the images  pandas, datasets
 hf           data/train-….parquet, README.md      the Hugging Face Hub and its viewer
 csv          coreset.csv, without images
+atlas        atlas.parquet: a map of the images   embedding-atlas
+fiftyone     data/NAME.jpg, samples.json          fiftyone
 """
 
 from __future__ import annotations
@@ -22,8 +24,11 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-Format = Literal["imagefolder", "webdataset", "parquet", "hf", "csv"]
-FORMATS: tuple[Format, ...] = ("imagefolder", "webdataset", "parquet", "hf", "csv")
+Format = Literal["imagefolder", "webdataset", "parquet", "hf", "csv", "atlas", "fiftyone"]
+FORMATS: tuple[Format, ...] = (
+    *("imagefolder", "webdataset", "parquet", "hf", "csv"),
+    *("atlas", "fiftyone"),
+)
 WITHOUT_IMAGES: tuple[Format, ...] = ("csv",)
 
 Row = dict[str, Any]  # of a manifest
@@ -77,15 +82,20 @@ def files_of(
 ) -> Iterator[tuple[str, bytes]]:
     """(path below the export, bytes) of a piece's images, which are in the manifest's order.
     schema: the manifest's."""
-    if form == "imagefolder":
+    if form in ("imagefolder", "fiftyone"):
         for image in images:
-            yield f"{folder_of(image.row['label'])}/{image.name}.{image.extension}", image.data
+            yield path_of(form, image), image.data
     elif form == "webdataset":
         yield f"shard-{piece:06d}.tar", tar_of(images)
     elif form == "parquet":
         yield f"part-{piece:06d}.parquet", parquet_of(images, schema)
     else:
         yield f"data/train-{piece:05d}-of-{pieces:05d}.parquet", parquet_of(images, schema)
+
+
+def path_of(form: Format, image: Image) -> str:
+    folder = "data" if form == "fiftyone" else folder_of(image.row["label"])
+    return f"{folder}/{image.name}.{image.extension}"
 
 
 def folder_of(label: str | None) -> str:

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from numpy.typing import NDArray
+from ray import ObjectRef
 
 from curate import storage
 from curate.cluster import results
 from curate.coreset import manifest
+from curate.coreset.drawn import rows_at
 from curate.dataset.wanted import digest_of
 from curate.errors import CurateError, one_line
+from curate.export import atlas, fiftyone
 from curate.export.formats import (
     FORMATS,
     WITHOUT_IMAGES,
@@ -27,13 +33,14 @@ from curate.export.formats import (
     card,
     csv_of,
     files_of,
+    path_of,
 )
 from curate.runfiles import shards
 from curate.runfiles.files import ExportFiles
 from curate.runfiles.memo import Memo
 from curate.runfiles.run import Run
-from curate.runfiles.shards import Reject
-from curate.settings import SourceSettings
+from curate.runfiles.shards import Reject, Shard
+from curate.settings import ImageSettings, SourceSettings
 from curate.sources.located import read_located
 
 PIECE_ROWS = 1000  # of a manifest, that one task exports
@@ -49,7 +56,7 @@ class Job:
     pieces: int
     piece_rows: int
     sources: Mapping[str, SourceSettings]
-    max_bytes: int
+    limits: ImageSettings
 
 
 def export(output: str, form: str, to: str, manifest_uri: str | None = None) -> str:
@@ -76,15 +83,21 @@ def export(output: str, form: str, to: str, manifest_uri: str | None = None) -> 
     settings = run.settings
     pieces = -(-rows // PIECE_ROWS)
     sources = {source.name: source for source in settings.open}
-    job = Job(known, files, uri, pieces, PIECE_ROWS, sources, settings.images.max_bytes)
+    job = Job(known, files, uri, pieces, PIECE_ROWS, sources, settings.images)
     lost = 0
     if known in WITHOUT_IMAGES:
         results([_write_csv.remote(job)])
     else:
-        lost = _write_images(job, settings.images.max_rejected_fraction, rows)
+        placed = _map_of(run, uri) if known == "atlas" else None
+        lost = _write_images(job, placed, settings.images.max_rejected_fraction, rows)
+    about = f"Selected by curate, method {settings.coreset.method}."
     if known == "hf":
-        about = f"Selected by curate, method {settings.coreset.method}."
         storage.write_bytes(files.card, card(rows - lost, about))
+    elif known == "atlas":
+        results([_join_atlas.remote(job)])
+    elif known == "fiftyone":
+        results([_join_samples.remote(job)])
+        storage.write_json(files.metadata, fiftyone.metadata(about))
     memo.write(request, whole=True, images=rows - lost, rejected=lost)
     storage.remove_tree(files.making)
     seconds = time.monotonic() - started
@@ -92,7 +105,26 @@ def export(output: str, form: str, to: str, manifest_uri: str | None = None) -> 
     return f"{rows - lost:,} images{gone}; {seconds:.1f} s: {to}"
 
 
-def _write_images(job: Job, most_lost: float, rows: int) -> int:
+def _map_of(run: Run, uri: str) -> ObjectRef:
+    """Raises CurateError for too many images, and a selection from other embeddings."""
+    found = run.embedded()
+    position = manifest.read(uri, ["position"], found.fingerprint)["position"].to_numpy()
+    if len(position) > atlas.MOST_IMAGES:
+        raise CurateError(
+            f"--format atlas: {len(position):,} images, of at most {atlas.MOST_IMAGES:,}; name a "
+            "smaller --manifest, as `curate recut` makes them"
+        )
+    return _map.remote(found.open, position)
+
+
+@ray.remote
+def _map(open_set: list[Shard], position: NDArray[np.int64]) -> atlas.Map:
+    order = np.argsort(position)
+    rows = rows_at(open_set, position[order])
+    return atlas.map_of(rows[np.argsort(order)])
+
+
+def _write_images(job: Job, placed: ObjectRef | None, most_lost: float, rows: int) -> int:
     """Returns how many images could not be read."""
     there = storage.names_in(job.files.making)
     missing = [
@@ -101,7 +133,7 @@ def _write_images(job: Job, most_lost: float, rows: int) -> int:
         if job.files.done(number).rpartition("/")[2] not in there
     ]
     shared = ray.put(job)
-    results([_write_piece.remote(shared, number) for number in missing])
+    results([_write_piece.remote(shared, number, placed) for number in missing])
     tables = [
         pq.read_table(pa.BufferReader(storage.read_bytes(job.files.done(number))))
         for number in range(job.pieces)
@@ -122,19 +154,19 @@ def _write_images(job: Job, most_lost: float, rows: int) -> int:
 
 
 @ray.remote
-def _write_piece(job: Job, number: int) -> None:
-    write_piece(job, number)
+def _write_piece(job: Job, number: int, placed: atlas.Map | None) -> None:
+    write_piece(job, number, placed)
 
 
-def write_piece(job: Job, number: int) -> None:
-    """Its files, then, as its mark, the images that could not be read."""
+def write_piece(job: Job, number: int, placed: atlas.Map | None = None) -> None:
+    """Its files, then, as its mark, the images that could not be read. placed: of an atlas."""
     first = number * job.piece_rows
     table = _rows(job, number)
     rows: list[Row] = table.to_pylist()
     # Those of one file together, so that it is opened once
     order = sorted(range(len(rows)), key=lambda i: _place(rows[i]))
     try:
-        items = list(read_located([rows[i] for i in order], job.sources, job.max_bytes))
+        items = list(read_located([rows[i] for i in order], job.sources, job.limits.max_bytes))
     except storage.Unavailable as error:
         raise CurateError(f"{one_line(error)}; run the same command again, it goes on") from error
     images, rejects = [], []
@@ -145,8 +177,16 @@ def write_piece(job: Job, number: int) -> None:
         else:
             images.append(Image(rows[i], first + i, item.data))
     images.sort(key=lambda image: image.number)
-    for path, data in files_of(job.form, number, job.pieces, images, table.schema):
-        storage.write_bytes(storage.join(job.files.folder, path), data)
+    if placed is not None:
+        pictures = {image.number: atlas.thumbnail(image.data, job.limits) for image in images}
+        piece = atlas.table_of(table, first, pictures, placed)
+        shards.write_parquet(job.files.piece(number, "parquet"), piece)
+    else:
+        for path, data in files_of(job.form, number, job.pieces, images, table.schema):
+            storage.write_bytes(storage.join(job.files.folder, path), data)
+    if job.form == "fiftyone":
+        samples = [fiftyone.sample_of(one.row, path_of(job.form, one)) for one in images]
+        storage.write_bytes(job.files.piece(number, "jsonl"), fiftyone.lines_of(samples))
     shards.write_parquet(job.files.done(number), shards.reject_table(rejects))
 
 
@@ -168,6 +208,34 @@ def _rows(job: Job, number: int) -> pa.Table:
 
 def _place(row: Row) -> tuple[str, str, int, int]:
     return row["source"], row["uri"], row["offset"] or 0, row["row"] or 0
+
+
+@ray.remote
+def _join_atlas(job: Job) -> None:
+    """One file, since neighbours are counted by its rows."""
+    with ExitStack() as open_files:
+        out: pq.ParquetWriter | None = None
+        file = open_files.enter_context(storage.open_whole(job.files.atlas))
+        for number in range(job.pieces):
+            data = storage.read_bytes(job.files.piece(number, "parquet"))
+            table = pq.read_table(pa.BufferReader(data))
+            if out is None:
+                out = open_files.enter_context(pq.ParquetWriter(file, table.schema))
+            out.write_table(table)
+
+
+@ray.remote
+def _join_samples(job: Job) -> None:
+    with storage.open_whole(job.files.samples) as file:
+        file.write(b'{"samples": [')
+        lines = (
+            line
+            for number in range(job.pieces)
+            for line in storage.read_bytes(job.files.piece(number, "jsonl")).splitlines()
+        )
+        for number, line in enumerate(lines):
+            file.write(b",\n" * (number > 0) + line)
+        file.write(b"]}\n")
 
 
 @ray.remote

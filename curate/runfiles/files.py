@@ -155,10 +155,17 @@ class ExportFiles(Folder):
     rejected = Name("rejected.parquet")
     csv = Name("coreset.csv")
     card = Name("README.md")  # on the Hub
+    atlas = Name("atlas.parquet")
+    samples = Name("samples.json")  # FiftyOne's
+    metadata = Name("metadata.json")
 
     def done(self, piece: int) -> str:
         """What of a piece could not be read; written last."""
         return join(self.making, f"done-{piece:06d}.parquet")
+
+    def piece(self, piece: int, kind: str) -> str:
+        """Of a file that is put together of pieces."""
+        return join(self.making, f"piece-{piece:06d}.{kind}")
 
 
 class RunFiles(Folder):

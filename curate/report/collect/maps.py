@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from curate.coreset import projection
+from curate.coreset.projection import Floats
 from curate.errors import CurateError
-from curate.report.collect import projection, sampling
-from curate.report.collect.projection import Floats
+from curate.report.collect import sampling
 from curate.report.collect.sampling import Rows, spread
 from curate.report.collect.subject import Subject
 from curate.report.content import Cloud, Map

@@ -10,8 +10,8 @@ import pytest
 from scipy.stats import gaussian_kde, norm
 from sklearn.decomposition import PCA
 
-from curate.report.collect import projection
-from curate.report.collect.projection import GRID
+from curate.coreset import projection
+from curate.coreset.projection import GRID
 
 
 def rows(n: int, seed: int, at: float = 0.0, width: int = 12) -> np.ndarray:
