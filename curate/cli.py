@@ -15,6 +15,8 @@ from curate.errors import CurateError, one_line
 from curate.options import budget, tau, tau_or_none
 from curate.privacy import public_text
 
+EXPORTS = "imagefolder, webdataset, parquet, hf, csv, atlas, fiftyone"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 only when the stage did all it should; 2 for wrong usage, 1 for the rest."""
@@ -92,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
     about = "the coreset, with its images, for other tools"
     export = _of_run(commands, "export", about, _export_command)
-    export.add_argument("--format", required=True, help="imagefolder, webdataset, parquet, hf, csv")
+    export.add_argument("--format", required=True, help=EXPORTS)
     export.add_argument("--to", required=True, metavar="FOLDER", help="on any filesystem")
     export.add_argument("--manifest", metavar="FILE", help="another one, as of recut")
     _of_run(commands, "report", "pages that show a run that is done", _report_command)

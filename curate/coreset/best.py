@@ -18,7 +18,7 @@ class Best:
     def run(self) -> Selection | RanOut:
         there, whole = int(self.lists.lengths[0]), bool(self.lists.whole[0])
         if there < self.budget and not whole:
-            return RanOut(np.zeros(1, np.intp), self.lists.lengths, None)
+            return RanOut(np.zeros(1, np.intp), self.lists.lengths, None, there)
         entries = self.lists.all_of(0)[: self.budget]
         return Selection(
             entries["position"].copy(),

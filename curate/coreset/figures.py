@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from curate.coreset import ratio
 from curate.coreset.centroids import centroids
 from curate.coreset.quality import entropy
+from curate.coreset.similarity import widen
 
 CLUSTERS = 128  # of the open set, that a selection's images are counted in
 A_CLUSTER = 20  # images of the open set's sample at least
@@ -63,8 +64,8 @@ def _relevance(
             score = ratio.estimate("linear", target[judge], sample, SEED)
         except (ValueError, np.linalg.LinAlgError):  # as of sets that do not differ
             return [None for _ in sets]
-        half = np.median(score.exact(ratio.grid_rows(target[bar])))
-        shares.append([float(np.mean(score.exact(ratio.grid_rows(s)) >= half)) for s in sets])
+        half = np.median(score.exact(widen(target[bar])))
+        shares.append([float(np.mean(score.exact(widen(s)) >= half)) for s in sets])
     return [float(np.mean(both)) for both in zip(*shares, strict=True)]
 
 

@@ -34,7 +34,8 @@ from curate.runfiles.shards import Shard
 MAX_ENTRIES = 4_000_000  # of first lists, where nothing tells how long they need to be: 64 MB
 GROWTH = 4  # of a list's length, at a refill of which the sample does not say how far
 DEEPER = 1.2  # than a list is, to be believed of the sample
-ALMOST = 0.5  # a list this far used is refilled along with those that ran out
+ALMOST = 0.5  # a list this far used is refilled along with those that ran out, if it will too
+SPARE = 1.25  # times what it will be used
 
 
 @dataclass(frozen=True)
@@ -237,14 +238,14 @@ class _Search:
         """The lists that ran out, and those that soon will: a pass costs much the same for more."""
         assert isinstance(self.outcome, RanOut)
         lists, sample = self.lists, self._sample()
-        soon = (self.outcome.used > ALMOST * lists.lengths) & ~lists.whole
-        soon[self.outcome.centroids] = True
+        growth = self._growth(self.outcome)
+        soon = (growth > 1) & ~lists.whole
         if sample is None:
             which = np.flatnonzero(soon)
-            more = (GROWTH - 1) * np.maximum(lists.lengths, 1)
+            more = (growth - 1) * np.maximum(lists.lengths, 1)
             return self._ask(which, more[which], Floor.bottom(len(which)))
         there = sample.rank_of(lists.floor)
-        ranks: NDArray[np.float64] = GROWTH * np.maximum(np.maximum(there, self._asked), 1)
+        ranks: NDArray[np.float64] = growth * np.maximum(np.maximum(there, self._asked), 1)
         limits, threshold = self.wanted.limits, self.outcome.threshold
         if self.wanted.length is None and (limits.budget is not None or threshold is not None):
             said = sample.ranks(limits.budget, threshold)
@@ -256,6 +257,19 @@ class _Search:
         self._asked[which] = ranks[which]
         more = (ranks - there) * sample.every
         return self._ask(which, more[which], sample.only(which).floor(ranks[which]))
+
+    def _growth(self, out: RanOut) -> NDArray[np.float64]:
+        """(K,) how many times as long lists are to be that ran out, or will before the budget is
+        taken, if they are walked as until now; 1 for the others."""
+        growth = np.where(out.used > ALMOST * self.lists.lengths, float(GROWTH), 1.0)
+        budget = self.wanted.limits.budget
+        if budget is not None:
+            still = (
+                SPARE * out.used * (budget / max(out.taken, 1)) / np.maximum(self.lists.lengths, 1)
+            )
+            growth = np.minimum(growth, np.maximum(still, 1.0))
+        growth[out.centroids] = GROWTH
+        return growth
 
     def _sample(self) -> Sample | None:
         sample = self.open_set.sample

@@ -65,11 +65,13 @@ class RanOut:
     """The lists end before the selection does.
 
     centroids: those that cannot pick; used (K,): how many entries of each list are; threshold: the
-    objective that ends the selection, where the reference round is behind."""
+    objective that ends the selection, where the reference round is behind; taken: images by then.
+    """
 
     centroids: NDArray[np.intp]
     used: NDArray[np.int64]
     threshold: float | None
+    taken: int
 
 
 class Rounds:
@@ -110,7 +112,7 @@ class Rounds:
                     # A list of the whole open set is used up only when the open set is
                     return self._selection("open set used up")
                 known = None if math.isinf(self.threshold) else self.threshold
-                return RanOut(dry, self.used(), known)
+                return RanOut(dry, self.used(), known, self._picks.count)
             # fsum: the exact sum, rounded once, in whatever order the centroids stand
             objective = math.fsum(walks.similarity.tolist()) / self.lists.k
             if self._is_below(objective):

@@ -102,7 +102,7 @@ def _auto(
     taken, there = [], []
     for mine, other in (ratio.halves(len(target)), ratio.halves(len(target))[::-1]):
         score = _estimate(coreset, target[mine], sample)
-        stop = Stop.of(score.exact(ratio.grid_rows(target[other])))
+        stop = Stop.of(score.exact(widen(target[other])))
         count, like = stop.count(counts_above(open_set, score, stop.bars))
         taken.append(count)
         there.append(like)

@@ -9,6 +9,7 @@ from scipy.stats import gumbel_r, kstest
 
 from curate.coreset import ratio
 from curate.coreset.ratio import Kernel, Linear, Noisy, Stop
+from curate.coreset.similarity import widen
 from tests.oracles import unit_rows
 
 D = 12
@@ -28,7 +29,7 @@ def sets() -> tuple[np.ndarray, np.ndarray]:
 
 
 def area_under_curve(score: ratio.Score, target: np.ndarray, open_set: np.ndarray) -> float:
-    mine, theirs = (score.exact(ratio.grid_rows(rows)) for rows in (target, open_set))
+    mine, theirs = (score.exact(widen(rows)) for rows in (target, open_set))
     return float(np.mean(mine[:, None] > theirs[None]))
 
 
@@ -60,7 +61,7 @@ def test_linear_is_fishers_discriminant(sets: tuple[np.ndarray, np.ndarray]) -> 
         return -0.5 * np.einsum("ij,jk,ik->i", away, np.linalg.inv(covariance), away)
 
     expected = log_density(open_set, target.mean(0)) - log_density(open_set, open_set.mean(0))
-    got = found.exact(ratio.grid_rows(open_set))
+    got = found.exact(widen(open_set))
     assert np.corrcoef(got, expected)[0, 1] > 0.9999
     assert abs(np.polyfit(expected, got, 1)[0] - 1) < 0.05  # shrinkage
     assert abs(np.mean(got - expected)) < 0.05 * np.std(expected)
@@ -92,13 +93,13 @@ def test_the_rough_score_is_as_near_as_it_says(
 ) -> None:
     score: ratio.Score = ratio.estimate(kind, *sets, 0)
     score = Noisy(score, 5) if noisy else score
-    rows = ratio.grid_rows(sets[1])
+    rows = widen(sets[1])
     near, error = score.rough(rows)
     assert np.abs(near - score.exact(rows)).max() < error < 0.1
 
 
 def test_scores_do_not_depend_on_what_stands_beside(sets: tuple[np.ndarray, np.ndarray]) -> None:
-    rows = ratio.grid_rows(sets[1])
+    rows = widen(sets[1])
     for kind in ("linear", "logistic", "kernel"):
         score = Noisy(ratio.estimate(kind, *sets, 0), 2)
         whole = score.exact(rows)
@@ -107,7 +108,7 @@ def test_scores_do_not_depend_on_what_stands_beside(sets: tuple[np.ndarray, np.n
 
 
 def test_noise_is_gumbels_and_the_images_own() -> None:
-    rows = ratio.grid_rows(unit_rows(np.random.default_rng(0), 20_000, 8))
+    rows = widen(unit_rows(np.random.default_rng(0), 20_000, 8))
     noise = ratio.gumbel(rows, 1)
     assert kstest(noise, gumbel_r.cdf).pvalue > 0.001
     assert (ratio.gumbel(rows[::-1], 1) == noise[::-1]).all()
@@ -120,7 +121,7 @@ def test_noise_is_gumbels_and_the_images_own() -> None:
 def test_resampling_draws_by_weight() -> None:
     """Of two kinds of image, ten times as likely the one as the other, by their share."""
     rng = np.random.default_rng(0)
-    rows = ratio.grid_rows(unit_rows(rng, 20_000, 8))
+    rows = widen(unit_rows(rng, 20_000, 8))
     likely = rng.random(20_000) < 0.2
 
     class Fixed:
@@ -178,4 +179,4 @@ def test_a_log_ratio_is_one(sets: tuple[np.ndarray, np.ndarray], kind: ratio.Rat
     """The mean of p(target) / p(open) over the open set is 1; here roughly."""
     target, open_set = sets
     score = ratio.estimate(kind, target[::2], open_set[::2], 0)
-    assert 0.3 < np.exp(score.exact(ratio.grid_rows(open_set[1::2]))).mean() < 4
+    assert 0.3 < np.exp(score.exact(widen(open_set[1::2]))).mean() < 4
