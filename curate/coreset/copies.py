@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 from numpy.typing import NDArray
 
@@ -73,9 +74,11 @@ def _digests(group: list[Shard], ranges: int, instead: int) -> list[NDArray] | N
 
 def _numbers(digests: pa.Array) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """The first 128 bits of hexadecimal digests, as two numbers each."""
-    text = "".join(digest[:KEPT_HEX] for digest in digests.to_pylist())
-    numbers = np.frombuffer(bytes.fromhex(text), ">u8").reshape(-1, 2).astype(np.uint64)
-    return numbers[:, 0], numbers[:, 1]
+    text = pc.binary_slice(digests.cast(pa.binary()), 0, KEPT_HEX).cast(pa.binary(KEPT_HEX))
+    letters = np.frombuffer(text.buffers()[1], np.uint8)[text.offset * KEPT_HEX :]
+    digits = (letters & 15) + 9 * (letters >> 6)  # of 0…9 and a…f
+    numbers = (digits[0::2] << 4 | digits[1::2])[: len(text) * KEPT_HEX // 2].view(">u8")
+    return numbers[0::2].astype(np.uint64), numbers[1::2].astype(np.uint64)
 
 
 @ray.remote

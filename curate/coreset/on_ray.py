@@ -35,7 +35,7 @@ MAX_ENTRIES = 4_000_000  # of first lists, where nothing tells how long they nee
 GROWTH = 4  # of a list's length, at a refill of which the sample does not say how far
 DEEPER = 1.2  # than a list is, to be believed of the sample
 ALMOST = 0.5  # a list this far used is refilled along with those that ran out, if it will too
-SPARE = 1.25  # times what it will be used
+SPARE = 2  # times what it will be used
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ class _Search:
             return self._ask(np.arange(k), lengths, Floor.bottom(k))
         ranks = lengths / sample.every
         if given is None and limits.budget is not None:
-            said = sample.ranks(limits.budget, None)
+            said = sample.ranks(limits.budget, None, self.wanted.quotas)
             # A threshold may end it long before the budget does
             ranks = said if limits.tau is None else np.minimum(ranks, said)
         self._asked = ranks = spared(ranks)
@@ -248,7 +248,7 @@ class _Search:
         ranks: NDArray[np.float64] = growth * np.maximum(np.maximum(there, self._asked), 1)
         limits, threshold = self.wanted.limits, self.outcome.threshold
         if self.wanted.length is None and (limits.budget is not None or threshold is not None):
-            said = sample.ranks(limits.budget, threshold)
+            said = sample.ranks(limits.budget, threshold, self.wanted.quotas)
             deeper = said > DEEPER * there + 1
             ranks[deeper] = said[deeper]
             soon |= deeper & ~lists.whole

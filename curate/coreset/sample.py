@@ -8,7 +8,7 @@ decides what is selected. A list that a bad guess leaves too short costs another
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from curate.coreset.allowed import Allowed
 from curate.coreset.candidates import Floor
 from curate.coreset.lists import ENTRY, InMemory, Lists, Piece
 from curate.coreset.passes import groups
+from curate.coreset.quotas import Quota
 from curate.coreset.rounds import Limits, RanOut, Rounds
 from curate.coreset.similarity import Centroids
 from curate.runfiles.embeddings import read_embeddings
@@ -38,10 +39,12 @@ MERGED_AT_ONCE = 16_000_000  # entries
 @dataclass(frozen=True)
 class Sample:
     """similarity, position (K, R): of each centroid the sampled images that are most similar, best
-    first, in float32; every: images of the open set for each sampled one."""
+    first, in float32; images: where those that any list has, by their position in the sample, lie
+    in plan order; every: images of the open set for each sampled one."""
 
     similarity: NDArray[np.float32]
     position: NDArray[np.int64]
+    images: NDArray[np.int64]
     every: float
     is_all: bool  # whether no sampled image is left out of a list
 
@@ -72,11 +75,12 @@ class Sample:
         near = np.take_along_axis(near, order, axis=1)
         position = np.take_along_axis(position, order, axis=1)
         # Positions in the sample alone: what is taken is known by a bit each
-        position = np.unique(position, return_inverse=True)[1].reshape(near.shape)
-        return Sample(near, position, total / max(sampled, 1), near.shape[1] == sampled)
+        images, position = np.unique(position, return_inverse=True)
+        position = position.reshape(near.shape)
+        return Sample(near, position, images, total / max(sampled, 1), near.shape[1] == sampled)
 
     def only(self, which: NDArray[np.intp]) -> Sample:
-        return Sample(self.similarity[which], self.position[which], self.every, self.is_all)
+        return replace(self, similarity=self.similarity[which], position=self.position[which])
 
     def rank_of(self, floor: Floor) -> NDArray[np.int64]:
         """(K,) how many entries of each list come at or before the floor."""
@@ -90,7 +94,9 @@ class Sample:
         reached = self.similarity[np.arange(k), place].astype(np.float64)
         return Floor.at(np.where(ranks > listed, -np.inf, reached))
 
-    def ranks(self, budget: int | None, threshold: float | None) -> NDArray[np.float64]:
+    def ranks(
+        self, budget: int | None, threshold: float | None, quotas: list[Quota]
+    ) -> NDArray[np.float64]:
         """How many entries each centroid walks past until the selection ends, (K,), the last one
         as well; infinity where the sample does not say."""
         k, listed = self.similarity.shape
@@ -101,7 +107,13 @@ class Sample:
         lists = Lists(k)
         lists.add(Piece(np.arange(k), np.full(k, listed), Floor.at(end), InMemory(entries)))
         scaled = None if budget is None else math.ceil(budget / self.every)
-        rehearsal = Rounds(lists, k * listed, Limits(None, 1, scaled), threshold=threshold)
+        # Of a quota as of the budget, the sample's share
+        own = [
+            Quota(q.codes[self.images], np.ceil(q.most / self.every).astype(np.int64))
+            for q in quotas
+        ]
+        limits = Limits(None, 1, scaled)
+        rehearsal = Rounds(lists, k * listed, limits, threshold=threshold, quotas=own)
         outcome = rehearsal.run()
         used = rehearsal.used().astype(np.float64) + 1
         if isinstance(outcome, RanOut):
