@@ -15,7 +15,7 @@ from curate.coreset import stage as coreset
 from curate.coreset.figures_on_ray import figures_of
 from curate.coreset.rounds import Selection
 from curate.coreset.rules import Guide
-from curate.embedding import encoders
+from curate.embedding import encoders, metadata
 from curate.embedding.encoders import Encoder
 from curate.embedding.stage import device_of, embed
 from curate.errors import CurateError
@@ -94,6 +94,7 @@ def _planned(settings: RunSettings, status: Reporter, fresh: bool, accept_change
             remove(settings.output, but=trained if trained_here else None)
         made_by = fingerprint(settings, encoder.preprocessing, weights, device_of(settings))
         this = Run.begin(settings, made_by, accept_changes=accept_changes)
+        metadata.check(this)
     status.begin()
     return _Begun(this, encoder, status)
 
@@ -180,6 +181,7 @@ def _check(settings: RunSettings) -> None:
     """Whatever can be refused is refused before the first image is read, or hours of work done."""
     check_trainings(settings)
     check_encoder(settings)
+    manifest.refuse_own(settings.coreset.keep or [])
     dims = settings.coreset.whiten
     if dims is not None:
         width = encoders.width(settings.encoder)

@@ -197,6 +197,16 @@ def test_what_is_not_known(document: Known, coreset: Known, said: str) -> None:
         started(document, **coreset)
 
 
+def test_a_column_that_no_source_has_is_refused_before_an_image_is_read(
+    document: Known, tmp_path: Path
+) -> None:
+    mine = {**document, "open": document["open"][1:], "output": str(tmp_path / "run")}
+    with pytest.raises(CurateError, match="no image has a column 'licence'; there are"):
+        started(mine, keep=["licence", "year"])
+    assert not (tmp_path / "run" / "embeddings" / "shards").exists()
+    assert not list((tmp_path / "run").rglob("*.arrow"))
+
+
 def test_of_files_that_are_no_more_what_was_embedded(document: Known, tmp_path: Path) -> None:
     """Rows of others would stand beside the embeddings."""
     listed = tmp_path / "list.csv"

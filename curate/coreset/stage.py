@@ -35,10 +35,9 @@ def embedded(run: Run) -> Embedded:
     """What a run selects from: its embeddings, whitened where its settings say so, and what these
     ask to know of the images beside them."""
     found, coreset = run.embedded(), run.settings.coreset
-    manifest.refuse_own(coreset.keep or [])
-    columns = coreset.columns - {"source", *shards.IMAGE_FIELDS}
+    columns = metadata.asked_of(coreset)
     if columns:
-        found = replace(found, beside=metadata.beside(run, sorted(columns)))
+        found = replace(found, beside=metadata.beside(run, columns))
     dims = coreset.whiten
     return found if dims is None else whitened_shards.whitened(found, dims, run.files)
 

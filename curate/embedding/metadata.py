@@ -26,7 +26,7 @@ from curate.runfiles.memo import digest
 from curate.runfiles.plan import PlannedUnit, by_name
 from curate.runfiles.run import Beside, Run
 from curate.runfiles.shards import Shard
-from curate.settings import SourceSettings
+from curate.settings import CoresetSettings, SourceSettings
 from curate.sources import Changed, Item, columns_of, read_metadata
 
 UNITS_AT_ONCE = 4
@@ -67,6 +67,23 @@ def beside(run: Run, columns: Sequence[str]) -> Beside:
     return Beside(_tables(asked, files, ordered), pa.schema(schema))
 
 
+def asked_of(coreset: CoresetSettings) -> list[str]:
+    """Columns that its settings name, of those that are not in a run's own shards."""
+    return sorted(coreset.columns - {"source", *shards.IMAGE_FIELDS})
+
+
+def check(run: Run) -> None:
+    """Before an image is read: raises CurateError for a column that no source has. What is beside
+    images in a tar only reading it tells."""
+    wanted, known = asked_of(run.settings.coreset), set()
+    if not wanted or any(source.kind == "webdataset" for source in run.settings.open):
+        return
+    first = {one.source: one for one in reversed(run.plan.units()) if one.set == "open"}
+    for source in run.settings.open:
+        known |= {*columns_of(source, first[source.name].unit)}
+    _refuse_missing([name for name in wanted if name not in known], known)
+
+
 def _tables(asked: list[Asked], files: EmbeddingFiles, columns: list[str]) -> list[Shard]:
     tables: list[Shard] = []
     first = 0
@@ -90,12 +107,11 @@ def _make(asked: list[Asked], files: EmbeddingFiles, columns: list[str]) -> list
     for one in asked:
         uri = _uri(one, files, columns)
         if storage.exists(uri):
-            schema = shard_columns.read(uri, columns).schema
+            table = shard_columns.read(uri, columns)
         else:
             table = table_of(one, files, columns)
             shards.write_arrow(uri, table)
-            schema = table.schema
-        found.append({field.name: field.type for field in schema})
+        found.append({field.name: field.type for field in table.schema})
     return found
 
 
@@ -189,7 +205,10 @@ def _refuse_unknown(schema: Schema, asked: list[Asked]) -> None:
         return
     first = {one.planned.source: one for one in reversed(asked)}
     known = {name for one in first.values() for name in columns_of(one.source, one.planned.unit)}
-    unknown = [name for name in missing if name not in known]
+    _refuse_missing([name for name in missing if name not in known], known)
+
+
+def _refuse_missing(unknown: list[str], known: set[str]) -> None:
     if unknown:
         others = f"there are {', '.join(sorted(known))}" if known else "there are none"
         raise CurateError(f"coreset: no image has a column {unknown[0]!r}; {one_line(others)}")

@@ -125,8 +125,11 @@ def metadata(
 
 
 def columns_of(unit: Unit) -> list[str]:
-    with storage.open_seekable(unit.uri, block_bytes=1 << 18) as file:
-        return list(pq.read_schema(file).names)
+    def read() -> list[str]:
+        with storage.open_seekable(unit.uri, block_bytes=1 << 18) as file:
+            return list(pq.read_schema(file).names)
+
+    return storage.with_retries(unit.uri, read)
 
 
 def _records(
