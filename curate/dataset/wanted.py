@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +28,7 @@ from curate.sources.base import Row
 from curate.storage import Document
 
 UNIT_IMAGES = 1000  # files of a folder that one task copies
+ROWS_AT_ONCE = 65_536  # of a manifest, that are read
 PIECE_ROWS = 4096  # of a manifest, that one task copies
 OF_MANIFESTS = ["source", "key", "uri", "offset", "size", "row", "label", "sha256"]
 SCHEMA = pa.schema(
@@ -37,7 +41,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Asked:
-    """A set that is to be copied: sources, or a manifest and its sha256."""
+    """A set that is to be copied: sources, or a manifest and its digest."""
 
     sources: tuple[SourceSettings, ...] = ()
     manifest: str = ""
@@ -63,16 +67,38 @@ class Piece:
 
 
 def digest_of(uri: str) -> str:
-    """A file's sha256."""
+    """Of what a manifest says of its images, in its order: the same whatever wrote the file, and
+    what else it says. Raises CurateError for what is no manifest."""
 
     def read() -> str:
         digest = hashlib.sha256()
-        with storage.open_seekable(uri) as file:
-            while data := file.read(8 << 20):
-                digest.update(data)
+        with storage.open_seekable(uri) as file, _as_manifest(uri):
+            table = pq.ParquetFile(file)
+            _check_columns(uri, table.schema_arrow.names)
+            for batch in table.iter_batches(ROWS_AT_ONCE, columns=OF_MANIFESTS):
+                digest.update(_said(batch))
         return digest.hexdigest()
 
     return storage.own_read(uri, read)
+
+
+def _said(rows: pa.RecordBatch) -> bytes:
+    lines = _joined(rows.column(name) for name in OF_MANIFESTS).to_pylist()
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+@contextmanager
+def _as_manifest(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowException as error:
+        raise CurateError(f"{uri}: not a Parquet file: {one_line(error)}") from error
+
+
+def _check_columns(uri: str, names: list[str]) -> None:
+    missing = [column for column in OF_MANIFESTS if column not in names]
+    if missing:
+        raise CurateError(f"{uri}: not a manifest: it has no column {', '.join(missing)}")
 
 
 @ray.remote
@@ -115,26 +141,25 @@ def _sorted(rows: pa.Table) -> pa.Table:
 
 def _places(rows: pa.Table) -> pa.Array:
     """Where each image lies, as one string."""
-    columns = [pc.cast(rows[name], pa.string()) for name in ("uri", "offset", "row")]
-    joined = pc.binary_join_element_wise(
-        *columns, "\n", null_handling="replace", null_replacement="-"
-    )
-    return joined.combine_chunks()
+    return _joined(rows[name] for name in ("uri", "offset", "row")).combine_chunks()
+
+
+def _joined(columns: Iterable[Any]) -> Any:
+    """Texts and numbers, line by line."""
+    texts = [pc.cast(column, pa.string()) for column in columns]
+    return pc.binary_join_element_wise(*texts, "\n", null_handling="replace", null_replacement="-")
 
 
 def _rows_of(asked: Asked) -> pa.Table:
     uri = asked.manifest
     data = storage.read_bytes(uri)
-    if hashlib.sha256(data).hexdigest() != asked.digest:
-        raise CurateError(f"{uri}: was written anew just now; run the same command again")
-    try:
+    with _as_manifest(uri):
         table = pq.read_table(pa.BufferReader(data))
-        missing = [column for column in OF_MANIFESTS if column not in table.column_names]
-        if missing:
-            raise CurateError(f"{uri}: not a manifest: it has no column {', '.join(missing)}")
-        rows = table.select(OF_MANIFESTS)
-    except pa.ArrowException as error:
-        raise CurateError(f"{uri}: not a Parquet file: {one_line(error)}") from error
+    _check_columns(uri, table.column_names)
+    rows = table.select(OF_MANIFESTS)
+    digest = hashlib.sha256(b"".join(map(_said, rows.to_batches(ROWS_AT_ONCE))))
+    if digest.hexdigest() != asked.digest:
+        raise CurateError(f"{uri}: was written anew just now; run the same command again")
     nowhere = rows.filter(pc.equal(pc.fill_null(rows["uri"], ""), ""))
     if len(nowhere):
         raise CurateError(f"{uri}: {nowhere['key'][0]} has no uri that leads to its image")

@@ -5,6 +5,7 @@ manifest ──> pieces of its rows ──> each read, written, and noted as don
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -21,7 +22,6 @@ from curate import storage
 from curate.cluster import results
 from curate.coreset import manifest
 from curate.coreset.drawn import rows_at
-from curate.dataset.wanted import digest_of
 from curate.errors import CurateError, one_line
 from curate.export import atlas, fiftyone
 from curate.export.formats import (
@@ -74,7 +74,7 @@ def export(output: str, form: str, to: str, manifest_uri: str | None = None) -> 
     uri = manifest_uri or run.files.manifest
     rows = len(manifest.read(uri, ["position"]))
     files, memo = ExportFiles(to), Memo(ExportFiles(to).memo)
-    request = {"manifest": digest_of(uri), "format": form}
+    request = {"manifest": _digest_of(uri), "format": form}
     if memo.read() is not None and memo.found(request) is None:
         raise CurateError(f"{to}: another export is there; name another place, or remove it")
     if (memo.read() or {}).get("whole"):
@@ -103,6 +103,19 @@ def export(output: str, form: str, to: str, manifest_uri: str | None = None) -> 
     seconds = time.monotonic() - started
     gone = f", {lost:,} could not be read: {files.rejected}" if lost else ""
     return f"{rows - lost:,} images{gone}; {seconds:.1f} s: {to}"
+
+
+def _digest_of(uri: str) -> str:
+    """A file's sha256."""
+
+    def read() -> str:
+        digest = hashlib.sha256()
+        with storage.open_seekable(uri) as file:
+            while data := file.read(8 << 20):
+                digest.update(data)
+        return digest.hexdigest()
+
+    return storage.own_read(uri, read)
 
 
 def _map_of(run: Run, uri: str) -> ObjectRef:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -277,6 +278,23 @@ def test_what_is_no_manifest(document: Document, finished: Path, tmp_path: Path)
     pq.write_table(nowhere, path)
     key = table["key"][0].as_py()
     assert error() == f"{path}: {key} has no uri that leads to its image"
+
+
+def test_a_manifest_is_what_it_says_of_its_images(finished: Path, tmp_path: Path) -> None:
+    """Not how the file is written, and not what its footer or other columns say."""
+    table, path = pq.read_table(finished / "coreset.parquet"), str(tmp_path / "m.parquet")
+    known = wanted.digest_of(str(finished / "coreset.parquet"))
+    again = table.replace_schema_metadata({b"curate": b"{}"}).append_column(
+        "license", pa.array(["cc0"] * len(table))
+    )
+    pq.write_table(again, path, row_group_size=7, compression="snappy")
+    assert wanted.digest_of(path) == known
+    for other in (table.slice(1), table.take(pa.array(np.arange(len(table))[::-1]))):
+        pq.write_table(other, path)
+        assert wanted.digest_of(path) != known
+    size = table.column_names.index("size")
+    pq.write_table(table.set_column(size, "size", pc.add(table["size"], 1)), path)
+    assert wanted.digest_of(path) != known
 
 
 # Again
