@@ -170,7 +170,7 @@ def bare_worker(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, plan.steps, eta_min=peak * 1e-3
     )
-    augment = Augment(built.mean, built.std, torch.device("cpu"))
+    augment = Augment(built.mean, built.std, torch.device("cpu"), plan.image_px)
     dataset = CropDataset(TrainingSet(data), built.shapes, ImageSettings(), plan.seed, 0)
     places = places_of(plan, 0, rank, workers)
     started, losses = 0.0, []

@@ -6,11 +6,16 @@ image; `views` draws the parameters.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from curate.dataset.views import BLUR, BRIGHTNESS, CONTRAST, GREY, HUE, ORDER, SATURATION, SOLARIZE
 
+BLURRED_PX = 224  # side of the images that blurs' sigmas are of
+MOST_SIGMA = 2.0  # px, of all recipes
+CUT_AT = 3.0  # sigmas, where a kernel ends
 # Rec. 601 luma, with torchvision's digits
 LUMA = (0.2989, 0.587, 0.114)
 
@@ -23,10 +28,14 @@ class Augment:
         mean: tuple[float, float, float],
         std: tuple[float, float, float],
         device: torch.device,
+        image_px: int,
     ) -> None:
+        """image_px: side of a view of full size."""
         self.device = device
         self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
         self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+        self.blur_scale = image_px / BLURRED_PX
+        self.blur_radius = max(1, math.ceil(CUT_AT * MOST_SIGMA * self.blur_scale))
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, parameters: Tensor) -> Tensor:
@@ -38,8 +47,8 @@ class Augment:
         images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
         images = colour_jitter(images, parameters)
         _change(images, parameters[:, GREY] > 0, lambda x, _: _grey(x).expand_as(x), parameters)
-        radius = max(1, images.shape[-1] // 20)  # SimCLR's kernel is a tenth of the side
-        blur_ = lambda x, p: blur(x, p[:, BLUR], radius)  # noqa: E731
+        radius = min(self.blur_radius, images.shape[-1] - 1)
+        blur_ = lambda x, p: blur(x, p[:, BLUR] * self.blur_scale, radius)  # noqa: E731
         _change(images, parameters[:, BLUR] > 0, blur_, parameters)
         _change(images, parameters[:, SOLARIZE] > 0, lambda x, _: solarize(x), parameters)
         images = images.sub_(self.mean).div_(self.std)

@@ -123,7 +123,7 @@ def crops(
     labels (N,) of all the set's images; decoders: processes that decode ahead.
     """
     dataset = CropDataset(images, shapes((CROP,), preprocessing.image_px), limits, seed, noise=0)
-    prepare = Augment(preprocessing.mean, preprocessing.std, device)
+    prepare = Augment(preprocessing.mean, preprocessing.std, device, preprocessing.image_px)
     trained_on = np.zeros(len(images), bool)
     trained_on[rows] = True
     order = rows_of_batches(rows, seed, steps, batch_size)

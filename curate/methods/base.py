@@ -106,16 +106,20 @@ class Method(nn.Module):
         return self.backbone
 
 
-def mlp(*dims: int, batch_norm: bool = True, last_norm: bool = False) -> nn.Sequential:
+def mlp(
+    *dims: int, batch_norm: bool = True, last_norm: bool = False, last_scale: bool = False
+) -> nn.Sequential:
     """Linear layers with ReLU between; batch_norm: also BatchNorm before each ReLU; last_norm:
-    BatchNorm without scale and shift after the last layer."""
+    BatchNorm after the last layer, without shift, and with a scale where last_scale says so."""
     layers: list[nn.Module] = []
     for i, (low, high) in enumerate(pairwise(dims)):
         last = i == len(dims) - 2
         normed = last_norm if last else batch_norm
         layers.append(nn.Linear(low, high, bias=not normed))
         if normed:
-            layers.append(nn.BatchNorm1d(high, affine=not last))
+            layers.append(nn.BatchNorm1d(high, affine=not last or last_scale))
+            if last and last_scale:
+                layers[-1].bias.requires_grad_(False)
         if not last:
             layers.append(nn.ReLU(inplace=True))
     return nn.Sequential(*layers)
@@ -133,6 +137,15 @@ def of_one_size(views: Sequence[Tensor]) -> Iterator[slice]:
 def by_size(backbone: nn.Module, views: list[Tensor]) -> Tensor:
     """Features of all views in their order, those of one size in one pass."""
     return torch.cat([backbone(torch.cat(views[run])) for run in of_one_size(views)])
+
+
+def in_turn(module: nn.Module, views: Sequence[Tensor], apart: bool) -> Tensor:
+    """Features of some views, one after the other. apart: a pass for each, so that BatchNorm has
+    statistics of each; else one pass for all."""
+    if apart:
+        return torch.cat([module(view) for view in views])
+    features: Tensor = module(torch.cat(list(views)))
+    return features
 
 
 def momentum_copy(module: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from curate.methods.base import (
     Method,
     cosine,
     follow,
+    in_turn,
     mlp,
     momentum_copy,
     unit,
@@ -35,11 +36,14 @@ class BYOL(Method):
         self.target_projector = momentum_copy(self.projector)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        both = torch.cat(batch.views[:2])
-        features = self.backbone(both)  # (2n, D)
-        predicted_a, predicted_b = self.predictor(self.projector(features)).chunk(2)
+        views, apart = batch.views[:2], self.context.flag("views_apart")
+        features = in_turn(self.backbone, views, apart)  # (2n, D)
+        projected = in_turn(self.projector, features.chunk(2), apart)
+        predicted = in_turn(self.predictor, projected.chunk(2), apart)
         with torch.no_grad():
-            target_a, target_b = self.target_projector(self.target_backbone(both)).chunk(2)
+            target = in_turn(self.target_backbone, views, apart)
+            target_a, target_b = in_turn(self.target_projector, target.chunk(2), apart).chunk(2)
+        predicted_a, predicted_b = predicted.chunk(2)
         loss = prediction_error(predicted_a, target_b) + prediction_error(predicted_b, target_a)
         return loss, features
 

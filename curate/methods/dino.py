@@ -40,9 +40,9 @@ def distillation(
 
 
 class Head(nn.Module):
-    """Three layers, a unit bottleneck, and prototypes of unit length."""
+    """Three layers, a unit bottleneck, and prototypes of unit length, which `normed` keeps."""
 
-    def __init__(self, dim: int, hidden: int, bottleneck: int, out: int) -> None:
+    def __init__(self, dim: int, hidden: int, bottleneck: int, out: int, *, normed: bool) -> None:
         super().__init__()
         self.mlp = nn.Sequential(
             *(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()),
@@ -55,7 +55,7 @@ class Head(nn.Module):
         self.last = weight_norm(nn.Linear(bottleneck, out, bias=False))
         lengths = self.last.parametrizations.weight.original0
         lengths.data.fill_(1)
-        lengths.requires_grad_(False)
+        lengths.requires_grad_(not normed)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.last(F.normalize(self.mlp(x), dim=1))
@@ -68,8 +68,11 @@ class DINO(Method):
 
     def __init__(self, backbone: nn.Module, context: Context) -> None:
         super().__init__(backbone, context)
-        sizes = [context.count(k) for k in ("hidden_dim", "bottleneck_dim", "projection_dim")]
-        self.head = Head(context.feature_dim, *sizes)
+        self.head = Head(
+            context.feature_dim,
+            *(context.count(k) for k in ("hidden_dim", "bottleneck_dim", "projection_dim")),
+            normed=context.flag("norm_last_layer"),
+        )
         self.teacher_backbone = momentum_copy(backbone)
         _without_drop_path(self.teacher_backbone)
         self.teacher_head = momentum_copy(self.head)

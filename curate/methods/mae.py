@@ -70,6 +70,10 @@ class MAE(Method):
             nn.Linear(width, self.patch_px**2 * 3),
         )
 
+        _initialise(vit)
+        for module in (self.into_decoder, self.decoder):
+            module.apply(_xavier)
+
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         images = batch.views[0]
         order = batch.noise.argsort(1)  # (N, L): the first ones are kept
@@ -103,6 +107,21 @@ class MAE(Method):
         placed = torch.cat([tokens[:, :1], shuffled.gather(1, back)], 1) + self.decoder_positions
         decoded: Tensor = self.decoder(placed)
         return decoded[:, 1:]
+
+
+def _initialise(vit: Any) -> None:
+    """As their code does, the patches' weights as those of a linear layer."""
+    vit.blocks.apply(_xavier)
+    weights = vit.patch_embed.proj.weight
+    nn.init.xavier_uniform_(weights.data.view(len(weights), -1))
+    nn.init.normal_(vit.cls_token, std=0.02)
+
+
+def _xavier(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def sincos(dim: int, side: int) -> Tensor:

@@ -37,8 +37,10 @@ class SimCLR(Method):
         super().__init__(backbone, context)
         dim = context.feature_dim
         with_norm = context.flag("batch_norm")  # SimCore's authors have none
+        out = context.count("projection_dim")
+        # Their code's last BatchNorm has a scale and no shift
         self.projector = mlp(
-            dim, dim, context.count("projection_dim"), batch_norm=with_norm, last_norm=with_norm
+            dim, dim, out, batch_norm=with_norm, last_norm=with_norm, last_scale=with_norm
         )
         self.temperature = context.number("temperature")
 

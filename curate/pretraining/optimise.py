@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,12 +16,14 @@ from curate.settings import recipes
 
 def build_optimizer(recipe: recipes.Optimizer, method: Method) -> Optimizer:
     """AdamW and LARS leave biases and norms out of the decay (and LARS out of its adaptation), as
-    the papers that use them do; those that use SGD decay all weights."""
+    the papers that use them do, unless the recipe says otherwise; those that use SGD decay all
+    weights."""
     constant = {id(weight) for weight in method.constant_rate()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for weight in method.parameters():
         if weight.requires_grad:
-            decayed = recipe.name == "sgd" or weight.ndim > 1
+            all_are = recipe.name == "sgd" or (recipe.name == "lars" and recipe.adapt_all)
+            decayed = all_are or weight.ndim > 1
             groups.setdefault((id(weight) in constant, decayed), []).append(weight)
     parts: list[dict[str, Any]] = [
         {
@@ -35,7 +38,9 @@ def build_optimizer(recipe: recipes.Optimizer, method: Method) -> Optimizer:
     if recipe.name == "adamw":
         return torch.optim.AdamW(parts, lr=rate, betas=(momentum, recipe.adam_beta2))
     if recipe.name == "lars":
-        return Lars(parts, lr=rate, momentum=momentum)
+        # timm's adapts what is decayed by more than nothing
+        adapted = [{**part, "always_adapt": part["decayed"]} for part in parts]
+        return Lars(adapted, lr=rate, momentum=momentum)
     nesterov = recipe.nesterov and momentum > 0
     return torch.optim.SGD(parts, lr=rate, momentum=momentum, nesterov=nesterov)
 
@@ -50,6 +55,14 @@ def set_rates(recipe: recipes.Optimizer, optimizer: Optimizer, clock: Clock) -> 
         group["lr"] = recipe.learning_rate if group["constant"] else rate
         group["weight_decay"] = decay if group["decayed"] else 0.0
     return rate
+
+
+def clip(recipe: recipes.Optimizer, weights: Iterable[nn.Parameter]) -> None:
+    """Gradients, to the recipe's norm."""
+    if recipe.clip_gradient is None:
+        return
+    for group in ([weight] for weight in weights) if recipe.clip_each else [weights]:
+        nn.utils.clip_grad_norm_(group, recipe.clip_gradient)
 
 
 def learning_rate(recipe: recipes.Optimizer, clock: Clock) -> float:

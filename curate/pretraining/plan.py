@@ -67,11 +67,12 @@ def make_plan(
     recipe = settings.recipe
     batch_size = _batch_size(settings, recipe, images, workers, section)
     steps_per_epoch = images // batch_size
-    epochs = recipe.epochs
+    epochs, own = recipe.epochs, recipe
     if settings.steps is not None:
         epochs = math.ceil(settings.steps / steps_per_epoch)
     elif settings.epochs == "auto":
         epochs = rescaled_epochs(recipe.epochs, open_images)
+        own = _shortened(recipe, epochs)
     elif settings.epochs is not None:
         epochs = settings.epochs
     return TrainingPlan(
@@ -79,10 +80,10 @@ def make_plan(
         preset=settings.preset or next(iter(RECIPES[settings.method])),
         recipe=Recipe(
             views=_views(settings, recipe, section),
-            optimizer=_optimizer(settings.optimizer, recipe, batch_size, steps_per_epoch),
+            optimizer=_optimizer(settings.optimizer, own, batch_size, steps_per_epoch),
             batch_size=batch_size,
             epochs=epochs,
-            options=recipe.options | settings.options,
+            options=own.options | settings.options,
         ),
         backbone=settings.backbone or encoder.backbone,
         image_px=settings.image_px or encoder.image_px,
@@ -95,11 +96,27 @@ def make_plan(
 
 
 def rescaled_epochs(epochs: int, open_images: int) -> int:
-    """min(E, 100 / (|I| / 1,281,167)): with a large coreset I, the authors train for as many steps
+    """min(E, ⌊100 / (|I| / 1,281,167)⌋): with a large coreset I, the authors train for as many steps
     as 100 epochs of ImageNet take."""
     if not open_images:
         return epochs
-    return max(1, min(epochs, round(100 * IMAGENET_IMAGES / open_images)))
+    return max(1, min(epochs, 100 * IMAGENET_IMAGES // open_images))
+
+
+def _shortened(recipe: Recipe, epochs: int) -> Recipe:
+    """Whatever lasts some epochs lasts the same share of them: as SimCore's authors have warm-ups,
+    frozen layers and temperatures (util/sampling.py)."""
+    share = epochs / recipe.epochs
+    optimizer = dataclasses.replace(
+        recipe.optimizer, warmup_epochs=recipe.optimizer.warmup_epochs * share
+    )
+    lasting = {
+        name: max(1, int(value * share))
+        for name, value in recipe.options.items()
+        if name.endswith("_epochs") and value
+    }
+    options = {**recipe.options, **lasting}
+    return dataclasses.replace(recipe, optimizer=optimizer, options=options)
 
 
 def _batch_size(

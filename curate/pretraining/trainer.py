@@ -17,7 +17,7 @@ from curate.methods import METHODS, Batch, Clock, Context, Method
 from curate.methods.base import of_one_size
 from curate.methods.ranks import rank, world
 from curate.pretraining.checkpoints import State
-from curate.pretraining.optimise import build_optimizer, set_rates
+from curate.pretraining.optimise import build_optimizer, clip, set_rates
 from curate.pretraining.plan import TrainingPlan
 
 
@@ -61,7 +61,7 @@ class Trainer:
         except ValueError as error:
             raise CurateError(f"{section}.options: {error}") from error
         self.bf16 = _wants_bf16(plan.precision, device)
-        self.augment = Augment(self.mean, self.std, device)
+        self.augment = Augment(self.mean, self.std, device, plan.image_px)
         self.optimizer = build_optimizer(recipe.optimizer, self.method)
         self.wrapped: nn.Module = self.method
         if world() > 1:
@@ -109,9 +109,7 @@ class Trainer:
                 "worker do not fit the GPU's memory; lower it, or add workers"
             ) from None
         self.method.after_backward()
-        norm = self.plan.recipe.optimizer.clip_gradient
-        if norm is not None:
-            nn.utils.clip_grad_norm_(self.method.parameters(), norm)
+        clip(self.plan.recipe.optimizer, self.method.parameters())
         self.optimizer.step()
         self.method.after_step()
         self.step_number += 1

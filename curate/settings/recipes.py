@@ -28,7 +28,7 @@ class View:
     jitter_p: float = 0.8
     grey_p: float = 0.2
     blur_p: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # px
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # px, of images of 224
     solarize_p: float = 0.0
     flip_p: float = 0.5
     bicubic: bool = False
@@ -50,6 +50,8 @@ class Optimizer:
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     final_learning_rate_share: BelowOne = 0.0  # of the peak, where the cosine ends
     clip_gradient: Positive | None = None  # its norm
+    clip_each: bool = False  # the norm of each weight's by itself
+    adapt_all: bool = False  # of LARS: biases and norms are adapted and decayed as well
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ _MOCO_V2 = replace(
     options={**_MOCO_V1.options, "temperature": 0.2, "mlp": True},
 )
 
-# Grill et al. 2020, arXiv:2006.07733, section 3.3 and appendix B
-_BYOL_VIEW = View(1, jitter=(0.4, 0.4, 0.2, 0.1))
+# Grill et al. 2020, arXiv:2006.07733, section 3.3 and appendix B; crops are bicubic in both
+_BYOL_VIEW = View(1, jitter=(0.4, 0.4, 0.2, 0.1), bicubic=True)
 _BYOL = Recipe(
     views=(
         replace(_BYOL_VIEW, blur_p=1.0),
@@ -120,8 +122,10 @@ _BYOL = Recipe(
     optimizer=Optimizer("lars", learning_rate=3.2, weight_decay=1.5e-6, warmup_epochs=10),
     batch_size=4096,
     epochs=1000,
-    options={"momentum": 0.996, "projection_dim": 256, "hidden_dim": 4096},
+    options={"momentum": 0.996, "projection_dim": 256, "hidden_dim": 4096, "views_apart": True},
 )
+# SimCore, ssl/byol.py: both views in one pass
+_BYOL_SIMCORE = {**_BYOL.options, "views_apart": False}
 
 # Chen & He 2021, arXiv:2011.10566, section 3 and appendix A; the predictor's rate stays constant
 _SIMSIAM = Recipe(
@@ -130,15 +134,27 @@ _SIMSIAM = Recipe(
     optimizer=Optimizer("sgd", learning_rate=0.1, weight_decay=1e-4),
     batch_size=512,
     epochs=100,
-    options={"projection_dim": 2048, "hidden_dim": 512},
+    options={"projection_dim": 2048, "hidden_dim": 512, "views_apart": True, "as_byol": False},
 )
+# SimCore, ssl/simsiam.py: BYOL without its momentum, heads and loss and all
+_SIMSIAM_SIMCORE: dict[str, Option] = {
+    "projection_dim": 256,
+    "hidden_dim": 4096,
+    "views_apart": False,
+    "as_byol": True,
+}
 
-# Caron et al. 2020, arXiv:2006.09882, appendix A, and the code's recipe for batches of 256
+# Caron et al. 2020, arXiv:2006.09882, appendix A, and the code's recipe for batches of 256. LARC
+# is around all weights there, biases and norms among them
 _SWAV_VIEW = View(2, scale=(0.14, 1.0), blur_p=0.5)
 _SWAV = Recipe(
     views=(_SWAV_VIEW, replace(_SWAV_VIEW, count=6, side=96 / 224, scale=(0.05, 0.14))),
     optimizer=Optimizer(
-        "lars", learning_rate=0.6, weight_decay=1e-6, final_learning_rate_share=1e-3
+        "lars",
+        learning_rate=0.6,
+        weight_decay=1e-6,
+        final_learning_rate_share=1e-3,
+        adapt_all=True,
     ),
     batch_size=256,
     epochs=200,
@@ -154,6 +170,27 @@ _SWAV = Recipe(
         "hidden_dim": 2048,
     },
 )
+
+# The same code for batches of 4096: eight times the rate for sixteen times the batch, and no queue
+_SWAV_4096 = replace(
+    _SWAV,
+    optimizer=replace(_SWAV.optimizer, learning_rate=4.8, warmup_epochs=10),
+    batch_size=4096,
+    epochs=800,
+    options={**_SWAV.options, "queue": 0},
+)
+
+# SimCore, ssl/swav.py: two views, 100 prototypes, no queue, and wider heads; frozen prototypes of
+# util/sampling.py
+_SWAV_SIMCORE = {
+    **_SWAV.options,
+    "projection_dim": 2048,
+    "hidden_dim": 4096,
+    "epsilon": 0.02,
+    "prototypes": 100,
+    "queue": 0,
+    "freeze_prototypes_epochs": 10,
+}
 
 # Caron et al. 2021, arXiv:2104.14294, section 3 and its code
 _DINO_VIEW = View(1, scale=(0.4, 1.0), jitter=(0.4, 0.4, 0.2, 0.1), bicubic=True)
@@ -171,6 +208,7 @@ _DINO = Recipe(
         warmup_epochs=10,
         final_learning_rate_share=5e-4,
         clip_gradient=3.0,
+        clip_each=True,
     ),
     batch_size=1024,
     epochs=100,
@@ -185,7 +223,24 @@ _DINO = Recipe(
         "projection_dim": 65_536,
         "hidden_dim": 2048,
         "bottleneck_dim": 256,
+        "norm_last_layer": True,
         "drop_path": 0.1,
+    },
+)
+# SimCore, ssl/dino.py and util/sampling.py: two views of its own, for 5,000 epochs at 512, of which
+# the warm-ups and the frozen layer last a share; what its code leaves to the command, as the rate,
+# is the paper's
+_DINO_SIMCORE = replace(
+    _DINO,
+    views=_TWO_SIMCORE_VIEWS,
+    optimizer=replace(_DINO.optimizer, learning_rate=1e-3, warmup_epochs=100),
+    batch_size=512,
+    epochs=5000,
+    options={
+        **_DINO.options,
+        "teacher_warmup_epochs": 2000,
+        "freeze_last_layer_epochs": 10,
+        "norm_last_layer": False,
     },
 )
 
@@ -205,6 +260,14 @@ _MAE = Recipe(
         "decoder_depth": 8,
         "decoder_heads": 16,
     },
+)
+
+# SimCore, util/transform.py and util/sampling.py: the paper's but for batch, epochs and warm-up
+_MAE_SIMCORE = replace(
+    _MAE,
+    optimizer=replace(_MAE.optimizer, learning_rate=3e-4, warmup_epochs=100),
+    batch_size=512,
+    epochs=5000,
 )
 
 # Hadsell, Chopra, LeCun 2006, equation 4, with pairs from views as in section 3.1.2. The paper's
@@ -242,20 +305,15 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             _SIMCORE, options={**_MOCO_V1.options, "temperature": 1.0, "queue": 1024}
         ),
     },
-    "byol": {"paper": _BYOL, "simcore": replace(_SIMCORE, options=_BYOL.options)},
-    "simsiam": {"paper": _SIMSIAM, "simcore": replace(_SIMCORE, options=_SIMSIAM.options)},
+    "byol": {"paper": _BYOL, "simcore": replace(_SIMCORE, options=_BYOL_SIMCORE)},
+    "simsiam": {"paper": _SIMSIAM, "simcore": replace(_SIMCORE, options=_SIMSIAM_SIMCORE)},
     "swav": {
         "paper": _SWAV,
-        # Two views, 100 prototypes and no queue
-        "simcore": replace(_SIMCORE, options={**_SWAV.options, "prototypes": 100, "queue": 0}),
+        "paper-4096": _SWAV_4096,
+        "simcore": replace(_SIMCORE, options=_SWAV_SIMCORE),
     },
-    "dino": {
-        "paper": _DINO,
-        "simcore": replace(
-            _DINO, views=_TWO_SIMCORE_VIEWS, options={**_DINO.options, "teacher_warmup_epochs": 0}
-        ),
-    },
-    "mae": {"paper": _MAE},
+    "dino": {"paper": _DINO, "simcore": _DINO_SIMCORE},
+    "mae": {"paper": _MAE, "simcore": _MAE_SIMCORE},
     "drlim": {"paper": _DRLIM},
     "exemplar": {"paper": _EXEMPLAR},
 }

@@ -167,10 +167,13 @@ class TrainingSettings(Settings):
         for key, of, there in (
             ("adam_beta2", "adamw", kind),
             ("nesterov", "sgd", kind),
+            ("adapt_all", "lars", kind),
             ("final_learning_rate_share", "cosine", schedule),
         ):
             if getattr(given, key) and there != of:
                 raise ValueError(f"optimizer.{key}: of {of} alone, and not of {there}")
+        if given.clip_each and not (given.clip_gradient or own.clip_gradient):
+            raise ValueError("optimizer.clip_each: set clip_gradient, the norm, as well")
         return self
 
 

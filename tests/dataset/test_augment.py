@@ -61,7 +61,7 @@ def nothing(n: int) -> Tensor:
 
 
 def augment(mean: tuple = (0, 0, 0), std: tuple = (1, 1, 1)) -> Augment:
-    return Augment(mean, std, CPU)
+    return Augment(mean, std, CPU, SIDE)
 
 
 # Each operation
@@ -129,8 +129,7 @@ def by_torchvision(image: Tensor, row: Tensor) -> Tensor:
     if row[GREY]:
         x = F.rgb_to_grayscale(x, 3)
     if row[BLUR]:
-        tenth = x.shape[-1] // 20 * 2 + 1
-        x = F.gaussian_blur(x, max(3, tenth), row[BLUR].item())
+        x = F.gaussian_blur(x, 3, row[BLUR].item() * SIDE / 224)
     if row[SOLARIZE]:
         x = F.solarize(x, 0.5)
     return x
@@ -216,17 +215,23 @@ def test_what_goes_in_stays_and_what_comes_out() -> None:
     assert got.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(("side", "kernel"), [(8, 3), (32, 3), (64, 7), (96, 9), (224, 23)])
-def test_the_blur_s_kernel_is_a_tenth_of_the_side(side: int, kernel: int) -> None:
-    """One bright pixel spreads over the kernel and no further."""
+@pytest.mark.parametrize(
+    ("image_px", "side", "kernel"), [(32, 32, 3), (96, 96, 7), (224, 224, 13), (224, 96, 13)]
+)
+def test_blurs_are_in_proportion_to_the_image(image_px: int, side: int, kernel: int) -> None:
+    """σ is in pixels of an image of 224, small views' as well, and no kernel cuts the largest."""
     batch = torch.zeros(1, side, side, 3, dtype=torch.uint8)
     batch[0, side // 2, side // 2] = 255
     rows = nothing(1)
-    rows[:, BLUR] = 50
-    got = augment()(batch, rows)[0, 0]
+    rows[:, BLUR] = 2.0
+    got = Augment((0, 0, 0), (1, 1, 1), CPU, image_px)(batch, rows)[0, 0]
     reach = (got > 0).nonzero()
     expected = [side // 2 - kernel // 2, side // 2 + kernel // 2]
     for axis in range(2):
-        # Where the mirror of a small image brings nothing back
         assert [int(reach[:, axis].min()), int(reach[:, axis].max())] == expected
     assert float(got.sum()) == pytest.approx(1, rel=1e-4)
+    if image_px > 50:  # else σ is a part of a pixel
+        along = got.sum(0) / got.sum()
+        place = torch.arange(side) - side // 2
+        spread = float((along * place**2).sum().sqrt())
+        assert spread == pytest.approx(2 * image_px / 224, rel=0.05)

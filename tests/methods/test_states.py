@@ -286,10 +286,10 @@ def swav_loss(method: Any, batch: Batch, queues: list[Any] | None) -> float:
         return [[references.dot(row, c) for c in prototypes] for row in references.rows(z)]
 
     scores = [scores_of(references.directions(project(view).detach())) for view in batch.views]
-    codes = []
+    codes, epsilon = [], method.context.number("epsilon")
     for i in range(2):
         more = scores_of(queues[i]) if queues else []
-        codes.append(references.sinkhorn(scores[i] + more, 0.05, 3)[: len(batch.ids)])
+        codes.append(references.sinkhorn(scores[i] + more, epsilon, 3)[: len(batch.ids)])
     return references.swapped_prediction(scores, codes, 0.1)
 
 
@@ -331,6 +331,76 @@ def test_a_batch_longer_than_swav_s_queue_fills_it() -> None:
     queues = [method.queue[i].clone() for i in range(2)]
     expected = swav_loss(method, random_batch(5, seed=1), queues)
     assert method(random_batch(5, seed=1))[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["byol", "simsiam"])
+def test_views_have_batch_statistics_of_their_own(name: str) -> None:
+    """A pass a view is, in training mode, what two calls by hand give; one pass for both is not."""
+    batch, losses = random_batch(6), {}
+    for apart in (True, False):
+        method = (
+            some(name, views_apart=apart, as_byol=False)
+            if name == "simsiam"
+            else some(name, views_apart=apart)
+        )
+        losses[apart] = method(batch)[0].item()
+    method = some(name)
+    chain = nn.Sequential(method.backbone, method.projector)
+    a, b = (chain(view) for view in batch.views)
+    predicted = [method.predictor(one) for one in (a, b)]
+    if name == "byol":
+        target = nn.Sequential(method.target_backbone, method.target_projector)
+        a, b = (target(view) for view in batch.views)
+    cosine = [
+        nn.functional.cosine_similarity(one, other.detach()).mean()
+        for one, other in zip(predicted, (b, a), strict=True)
+    ]
+    by_hand = float(4 - 2 * sum(cosine)) if name == "byol" else float(-sum(cosine) / 2)
+    assert losses[True] == pytest.approx(by_hand, rel=1e-4)
+    assert abs(losses[False] - by_hand) > 1e-3
+
+
+def test_simsiam_of_simcores_authors_is_byol_without_momentum() -> None:
+    """ssl/simsiam.py: its heads, its loss, and one rate for all."""
+    method, byol = some("simsiam", "simcore"), some("byol", "simcore")
+    for mine, its in ((method.projector, byol.projector), (method.predictor, byol.predictor)):
+        assert [w.shape for w in mine.parameters()] == [w.shape for w in its.parameters()]
+    assert list(method.constant_rate()) == []
+    batch = random_batch(6)
+    both = method.projector(method.backbone(torch.cat(batch.views)))
+    predicted, target = method.predictor(both).chunk(2), both.detach().chunk(2)
+    cosine = [nn.functional.cosine_similarity(predicted[i], target[1 - i]).mean() for i in range(2)]
+    again = some("simsiam", "simcore")
+    assert again(batch)[0].item() == pytest.approx(float(4 - 2 * sum(cosine)), rel=1e-4)
+
+
+def test_simclrs_last_norm_has_a_scale_and_no_shift() -> None:
+    last = some("simclr").projector[-1]
+    assert last.weight.requires_grad and not last.bias.requires_grad
+    assert not last.bias.any()
+    assert isinstance(some("simclr", "simcore").projector[-1], nn.Linear)
+
+
+@pytest.mark.parametrize(("preset", "normed"), [("paper", True), ("simcore", False)])
+def test_lengths_of_dinos_prototypes(preset: str, normed: bool) -> None:
+    method = some("dino", preset)
+    lengths = method.head.last.parametrizations.weight.original0
+    assert torch.all(lengths == 1) and lengths.requires_grad != normed
+    assert not method.teacher_head.last.parametrizations.weight.original0.requires_grad
+
+
+def test_mae_begins_as_its_code_does() -> None:
+    """Linear layers by Xavier, uniform; the patches' weights as those of one."""
+    method = some("mae")
+    vit = method.backbone
+    patches = vit.patch_embed.proj.weight.flatten(1)
+    layers = [patches, vit.blocks[0].attn.qkv.weight, method.decoder[0].mlp.fc1.weight]
+    for weight in [*layers, method.into_decoder.weight]:
+        bound = (6 / sum(weight.shape)) ** 0.5
+        assert float(weight.abs().max()) <= bound
+        assert float(weight.std()) == pytest.approx(bound / 3**0.5, rel=0.15)
+    assert not vit.blocks[0].attn.qkv.bias.any() and not method.into_decoder.bias.any()
+    assert float(vit.cls_token.std()) == pytest.approx(0.02, rel=0.6)
 
 
 def test_swav_without_a_queue() -> None:
@@ -397,7 +467,7 @@ def test_dino_s_teacher_temperature(epoch: int, temperature: float) -> None:
 
 
 def test_dino_s_teacher_temperature_without_warm_up() -> None:
-    method = some("dino", "simcore")
+    method = some("dino", teacher_warmup_epochs=0)
     for step in (0, 50, 200):
         method.before_step(Clock(step, 200, 2))
         assert method.teacher_temperature == 0.04

@@ -12,7 +12,7 @@ from timm.optim import Lars
 from torch import nn
 
 from curate.methods import METHODS, Clock, Method
-from curate.pretraining.optimise import build_optimizer, learning_rate, set_rates
+from curate.pretraining.optimise import build_optimizer, clip, learning_rate, set_rates
 from curate.pretraining.plan import make_plan
 from curate.settings import EncoderSettings, TrainingSettings
 from curate.settings.recipes import Optimizer
@@ -100,9 +100,10 @@ def groups_of(recipe: Optimizer, method: Method) -> dict[int, dict[str, Any]]:
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
 def test_weights_that_decay(name: str, optimizer: str) -> None:
-    """Biases and norms do with SGD alone."""
+    """Biases and norms do with SGD alone, and with the LARS of SwAV's code."""
     method = build(name)
-    groups = groups_of(recipe_of(method=name, name=optimizer, weight_decay=0.01), method)
+    recipe = recipe_of(method=name, name=optimizer, weight_decay=0.01)
+    groups = groups_of(recipe, method)
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
     spared = {
         id(weight)
@@ -112,8 +113,49 @@ def test_weights_that_decay(name: str, optimizer: str) -> None:
     }
     assert spared & set(groups), "or this shows nothing"
     for weight, group in groups.items():
-        none = weight in spared and optimizer != "sgd"
+        adapted = optimizer == "lars" and recipe.adapt_all
+        none = weight in spared and optimizer != "sgd" and not adapted
         assert group["weight_decay"] == (0 if none else 0.01)
+
+
+@pytest.mark.parametrize("adapt_all", [False, True])
+@pytest.mark.parametrize("decay", [0.0, 1e-6])
+def test_lars_adapts_at_any_decay(decay: float, adapt_all: bool) -> None:
+    """You et al. 2017, equation 6: a weight moves by rate · 0.001 · ‖w‖ / (‖g‖ + β ‖w‖) times its
+    gradient; those that are not adapted by rate times theirs."""
+    method = build("simclr")
+    optimizer = build_optimizer(
+        recipe_of(name="lars", weight_decay=decay, momentum=0.0, adapt_all=adapt_all), method
+    )
+    rng = torch.Generator().manual_seed(1)
+    before = {}
+    for name, weight in method.named_parameters():
+        if weight.requires_grad:
+            weight.grad = torch.randn(weight.shape, generator=rng)
+            before[name] = (weight, weight.detach().clone(), weight.grad.clone())
+    optimizer.step()
+    for weight, old, gradient in before.values():
+        is_adapted = adapt_all or weight.ndim > 1
+        step = gradient + (decay * old if is_adapted else 0)
+        if is_adapted and old.norm() > 0:
+            step = step * 0.001 * old.norm() / (gradient.norm() + decay * old.norm() + 1e-8)
+        torch.testing.assert_close(weight.detach(), old - PEAK * step, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_gradients_are_clipped(each: bool) -> None:
+    weights = [nn.Parameter(torch.zeros(n)) for n in (3, 4, 5)]
+    gradients = [torch.full((n,), size) for n, size in ((3, 10.0), (4, 0.1), (5, 2.0))]
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient.clone()
+    clip(recipe_of(clip_gradient=1.5, clip_each=each), weights)
+    together = math.sqrt(sum(float(gradient.norm()) ** 2 for gradient in gradients))
+    for weight, gradient in zip(weights, gradients, strict=True):
+        norm = float(gradient.norm()) if each else together
+        assert weight.grad is not None
+        torch.testing.assert_close(weight.grad, gradient * min(1, 1.5 / norm), rtol=1e-5, atol=1e-6)
+    clip(recipe_of("simclr"), weights)  # of a recipe without
+    assert weights[0].grad is not None and float(weights[0].grad.norm()) > 0
 
 
 def test_optimizers_have_the_recipes_figures() -> None:

@@ -66,13 +66,36 @@ def test_defaults_are_the_papers(method: str, batch_size: int | None) -> None:
 @pytest.mark.parametrize("method", [m for m, presets in RECIPES.items() if "simcore" in presets])
 def test_preset_of_simcores_authors(method: str) -> None:
     plan = plan_of(method=method, preset="simcore")
-    assert sum(view.count for view in plan.recipe.views) == 2
+    assert sum(view.count for view in plan.recipe.views) == (1 if method == "mae" else 2)
     assert {view.scale for view in plan.recipe.views} == {(0.2, 1.0)}
-    if method != "dino":  # which keeps its own optimiser
+    if method not in ("dino", "mae"):  # which keep their own optimisers
         optimizer = plan.recipe.optimizer
         assert (optimizer.name, optimizer.nesterov, plan.batch_size) == ("sgd", True, 512)
         assert (optimizer.learning_rate, plan.epochs, optimizer.weight_decay) == (0.1, 5000, 1e-4)
         assert optimizer.momentum == 0.9 and optimizer.final_learning_rate_share == 1e-3
+
+
+def test_what_lasts_some_epochs_lasts_the_same_share_of_fewer() -> None:
+    """SimCore's authors: of 5,000 epochs on X and 250,000 images, min(5000, ⌊100 · 1,281,167 / n⌋)
+    = 512, with util/sampling.py's figures for them."""
+    plan = plan_of(260_000, open_images=250_000, method="dino", preset="simcore", epochs="auto")
+    assert plan.epochs == 512
+    assert plan.recipe.optimizer.warmup_epochs == pytest.approx(10.24)
+    assert plan.recipe.options["teacher_warmup_epochs"] == 204
+    assert plan.recipe.options["freeze_last_layer_epochs"] == 1
+    plan = plan_of(
+        260_000,
+        open_images=250_000,
+        method="dino",
+        preset="simcore",
+        epochs="auto",
+        options={"teacher_warmup_epochs": 7},
+        optimizer={"warmup_epochs": 3},
+    )
+    assert plan.recipe.options["teacher_warmup_epochs"] == 7
+    assert plan.recipe.optimizer.warmup_epochs == 3
+    plan = plan_of(260_000, method="swav", preset="simcore", epochs=512)
+    assert plan.recipe.options["freeze_prototypes_epochs"] == 10, "only auto rescales"
 
 
 def test_every_recipe_makes_a_plan() -> None:
@@ -149,9 +172,9 @@ def test_options_are_merged() -> None:
         (5000, 0, 5000),  # the target alone
         (5000, 1000, 5000),  # 128,116.7
         (5000, 25_623, 5000),  # 5,000.07
-        (5000, 25_624, 5000),  # 4,999.87
-        (5000, 25_630, 4999),  # 4,998.70
-        (5000, 128_117, 1000),  # 999.99…
+        (5000, 25_624, 4999),  # 4,999.87
+        (5000, 25_630, 4998),  # 4,998.70
+        (5000, 128_117, 999),  # 999.99…
         (5000, 1_281_167, 100),  # ImageNet itself
         (100, 1_281_166, 100),
         (5000, 14_197_122, 9),  # 9.02, ImageNet-21k
@@ -166,7 +189,7 @@ def test_epochs_by_the_authors_formula(epochs: int, open_images: int, expected: 
 
 def test_auto_epochs_are_of_the_open_images_alone() -> None:
     simcore = {"method": "simclr", "preset": "simcore"}
-    assert plan_of(200_000, 128_117, epochs="auto", **simcore).epochs == 1000
+    assert plan_of(200_000, 128_117, epochs="auto", **simcore).epochs == 999
     assert plan_of(200_000, 0, epochs="auto", **simcore).epochs == 5000
     assert plan_of(200_000, 128_117, **simcore).epochs == 5000, "where it is not asked for"
     assert plan_of(200_000, 128_117, epochs=3, **simcore).epochs == 3
