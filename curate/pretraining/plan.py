@@ -96,8 +96,8 @@ def make_plan(
 
 
 def rescaled_epochs(epochs: int, open_images: int) -> int:
-    """min(E, ⌊100 / (|I| / 1,281,167)⌋): with a large coreset I, the authors train for as many steps
-    as 100 epochs of ImageNet take."""
+    """min(E, ⌊100 / (|I| / 1,281,167)⌋): with a large coreset I, the authors train for as many
+    steps as 100 epochs of ImageNet take."""
     if not open_images:
         return epochs
     return max(1, min(epochs, 100 * IMAGENET_IMAGES // open_images))
