@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from curate.runfiles.files import RunFiles
 from curate.settings import ArmSettings, ComparisonSettings, CoresetSettings, PretrainSettings
 
+FOR_ALL = ("where", "dedup", "near", "drop", "add", "keep")  # which images there are to select
 OPEN_DATA = {"x": ["target"], "os": ["open"], "x+os": ["target", "open"]}
 
 
@@ -25,12 +28,13 @@ def coreset_of(
 ) -> CoresetSettings | None:
     """The selection's settings; None for arms that select nothing."""
     common = settings.coreset
+    bound: dict[str, Any] = {name: getattr(common, name) for name in FOR_ALL}
     p = settings.p if arm.p is None else arm.p
     clusters = arm.clusters or (1 if arm.kind == "simcore-k1" else common.clusters)
     if arm.kind == "random":
-        return CoresetSettings(method="random", budget=p, seed=seed)
+        return CoresetSettings(method="random", budget=p, seed=seed, **bound)
     if arm.kind == "oracle":
-        return CoresetSettings(method="oracle", labels=labels, budget=arm.p, seed=seed)
+        return CoresetSettings(method="oracle", labels=labels, budget=arm.p, seed=seed, **bound)
     if arm.kind in ("simcore", "simcore-k1"):
         changes = {"method": "simcore", "clusters": clusters, "tau": arm.tau, "budget": p}
         return common.model_copy(update={**changes, "budget_times_target": None})

@@ -248,6 +248,18 @@ def test_arms_select_what_they_say(document, tmp_path: Path) -> None:
     assert (chosen["oracle"].labels, chosen["oracle"].budget) == (["blue"], None)
 
 
+def test_what_no_arm_may_select(document, tmp_path: Path) -> None:
+    """Neither a random one nor the oracle's: else they would be compared on other open sets."""
+    bound = {"drop": ["open/a.png"], "where": "width > 3", "dedup": "exact", "keep": ["license"]}
+    coreset = {**document["coreset"], **bound}
+    arms = ["random", "oracle", "simcore", "simcore-stop", "ratio", "gate", "resample"]
+    settings = settings_of(document, tmp_path, arms=arms, p=0.05, coreset=coreset)
+    for arm in settings.arms:
+        chosen = arms_of.coreset_of(settings, arm, seed=0, labels=["blue"])
+        assert chosen is not None
+        assert {name: getattr(chosen, name) for name in bound} == bound, arm.title
+
+
 def test_arms_train_alike(document, tmp_path: Path) -> None:
     settings = settings_of(document, tmp_path)
     one = arms_of.training_of(settings, ["target"], seed=0)
