@@ -11,10 +11,19 @@ from torch.nn import functional as F
 
 from curate.methods.base import Batch, Context, Method
 
+MOST_BYTES = 12_000_000_000
+
 
 class ExemplarCNN(Method):
     def __init__(self, backbone: nn.Module, context: Context) -> None:
         super().__init__(backbone, context)
+        size = 3 * 4 * context.feature_dim * context.images  # weights, gradients, momentum
+        if size > MOST_BYTES:
+            raise ValueError(
+                f"exemplar has a class an image: {context.images:,} of {context.feature_dim} "
+                f"dimensions take {size / 1e9:.0f} GB in training, over {MOST_BYTES / 1e9:.0f}; "
+                "take fewer images, or another method"
+            )
         self.classifier = nn.Linear(context.feature_dim, context.images)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -65,9 +65,14 @@ class QuotaSettings(Settings):
     of: list[Label] | None = None  # these alone are bound; each where unset
 
 
+# Their code: --patience 20, --stop_thresh 0.95, and 50 images for each of the target's
+AUTHORS = {"clusters": 100, "tau": 0.95, "reference_round": 20, "budget_times_target": 50.0}
+
+
 class CoresetSettings(Settings):
     """Which images are selected."""
 
+    preset: Literal["authors"] | None = None  # what is unset is as SimCore's authors had it
     method: Literal["simcore", "ratio", "gate", "resample", "random", "oracle", "all"] = "simcore"
     ratio: Ratio = "linear"  # of ratio, gate and resample
     gate: float = Field(2, ge=1)  # times the budget: what its rounds are among
@@ -86,6 +91,15 @@ class CoresetSettings(Settings):
     quotas: list[QuotaSettings] | None = None
     where: str | None = None  # which images may be selected, by what is known of them
     keep: list[str] | None = None  # columns of the sources that the manifest has too
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_authors(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("preset") == "authors":
+            limited = {"budget", "budget_times_target"} & given.keys()
+            usual = {k: v for k, v in AUTHORS.items() if k != "budget_times_target" or not limited}
+            return {**usual, **given}
+        return given
 
     @field_validator("where")
     @classmethod

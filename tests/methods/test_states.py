@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from curate.dataset.views import shapes
-from curate.methods import METHODS, Batch, Clock, Method
+from curate.methods import METHODS, Batch, Clock, Context, Method
 from curate.methods.base import by_size, cosine, follow, mlp, momentum_copy, unit
 from curate.methods.mae import sincos
 from curate.settings.recipes import RECIPES
@@ -355,7 +355,8 @@ def test_views_have_batch_statistics_of_their_own(name: str) -> None:
         nn.functional.cosine_similarity(one, other.detach()).mean()
         for one, other in zip(predicted, (b, a), strict=True)
     ]
-    by_hand = float(4 - 2 * sum(cosine)) if name == "byol" else float(-sum(cosine) / 2)
+    both = float(sum(one.item() for one in cosine))
+    by_hand = 4 - 2 * both if name == "byol" else -both / 2
     assert losses[True] == pytest.approx(by_hand, rel=1e-4)
     assert abs(losses[False] - by_hand) > 1e-3
 
@@ -371,7 +372,8 @@ def test_simsiam_of_simcores_authors_is_byol_without_momentum() -> None:
     predicted, target = method.predictor(both).chunk(2), both.detach().chunk(2)
     cosine = [nn.functional.cosine_similarity(predicted[i], target[1 - i]).mean() for i in range(2)]
     again = some("simsiam", "simcore")
-    assert again(batch)[0].item() == pytest.approx(float(4 - 2 * sum(cosine)), rel=1e-4)
+    both = sum(one.item() for one in cosine)
+    assert again(batch)[0].item() == pytest.approx(4 - 2 * both, rel=1e-4)
 
 
 def test_simclrs_last_norm_has_a_scale_and_no_shift() -> None:
@@ -580,6 +582,12 @@ def test_mae_s_positions_are_fixed_waves() -> None:
 
 
 # The others
+
+
+def test_exemplar_of_too_many_images() -> None:
+    """A million rows of 2,048 are 8 GB, three times over."""
+    with pytest.raises(ValueError, match=r"1,000,000 of 2048 dimensions take 25 GB in training"):
+        METHODS["exemplar"](nn.Identity(), Context(2048, 1_000_000, SIDE, 2, {}))
 
 
 def test_exemplar_has_a_class_an_image() -> None:

@@ -14,7 +14,13 @@ from curate import storage
 from curate.cli import _parser, main, parsed
 from curate.errors import CurateError
 from curate.runfiles.run import Run
-from curate.settings import ImageFolderSettings, ParquetSettings, RunSettings, WebDatasetSettings
+from curate.settings import (
+    CoresetSettings,
+    ImageFolderSettings,
+    ParquetSettings,
+    RunSettings,
+    WebDatasetSettings,
+)
 from curate.settings import load as config
 
 GOOD: dict[str, Any] = {
@@ -334,3 +340,17 @@ def test_arguments_that_nobody_knows(arguments, capsys) -> None:
         parsed(_parser(), arguments)
     assert ended.value.code == 2
     assert "unrecognized arguments: " + arguments[-1] in capsys.readouterr().err
+
+
+def test_a_selection_as_the_authors_had_it() -> None:
+    """What is given goes before it; with a limit of one's own, theirs is none."""
+    usual = CoresetSettings(preset="authors")
+    figures = (usual.clusters, usual.tau, usual.reference_round, usual.budget_times_target)
+    assert figures == (100, 0.95, 20, 50) and usual.budget is None
+    own = CoresetSettings(preset="authors", tau=None, budget=0.05)
+    assert (own.tau, own.reference_round, own.budget, own.budget_times_target) == (
+        *(None, 20, 0.05),
+        None,
+    )
+    assert CoresetSettings.model_validate(own.model_dump()) == own
+    assert CoresetSettings().reference_round == 1
