@@ -64,6 +64,7 @@ def training_of(settings: ComparisonSettings, data: list[str], seed: int) -> Pre
     return common.model_copy(
         update={
             "data": data,
+            "shares": common.shares if len(data) == 2 else None,
             "steps": settings.steps,
             "optimizer": optimizer,
             "seed": common.seed + seed,

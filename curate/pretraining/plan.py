@@ -32,6 +32,14 @@ class TrainingPlan:
     steps: int  # of the whole training; they may cut the last epoch short
     precision: str
     seed: int
+    # Of each set in it, in their order: images, and the share that they are of what is seen; none
+    # where all images are seen alike
+    sets: tuple[tuple[int, float], ...] = ()
+
+    def seen(self) -> list[float]:
+        """How often an image of each set is, of one set where all are seen alike."""
+        shown = self.steps * self.batch_size
+        return [share * shown / images for images, share in self.sets or ((self.images, 1.0),)]
 
     @property
     def epochs(self) -> int:
@@ -93,6 +101,19 @@ def make_plan(
         precision=settings.precision,
         seed=settings.seed,
     )
+
+
+def sets_of(
+    data: list[str], shares: list[float] | None, images: int, open_images: int, section: str
+) -> tuple[tuple[int, float], ...]:
+    """A plan's `sets`. Raises CurateError for one without an image."""
+    if shares is None:
+        return ()
+    counts = [images - open_images if name == "target" else open_images for name in data]
+    for name, count in zip(data, counts, strict=True):
+        if not count:
+            raise CurateError(f"{section}.shares: {name} has no image to train on; leave it out")
+    return tuple(zip(counts, shares, strict=True))
 
 
 def rescaled_epochs(epochs: int, open_images: int) -> int:

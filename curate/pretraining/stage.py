@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -15,7 +15,7 @@ from curate import storage
 from curate.dataset import materialise
 from curate.dataset.training_set import Index
 from curate.pretraining.launch import LOADERS, Placement, launch, placement_of
-from curate.pretraining.plan import TrainingPlan, make_plan
+from curate.pretraining.plan import TrainingPlan, make_plan, sets_of
 from curate.pretraining.probe import Probe
 from curate.pretraining.trainer import Trainer
 from curate.pretraining.worker import Job
@@ -99,6 +99,9 @@ def _train(
         workers=placement.workers,
         section=section,
     )
+    shares = chosen.shares if isinstance(chosen, PretrainSettings) else None
+    sets = sets_of(data, shares, index.images, index.open_images, section)
+    plan = replace(plan, sets=sets)
     inputs = {
         "data": index.made_from,
         "dataset": index.fingerprint,
@@ -116,8 +119,14 @@ def _train(
             *(section, plan.method, plan.backbone, plan.images, plan.epochs, plan.steps_per_epoch),
             *(plan.batch_size, placement.workers, "GPUs" if placement.gpu else "CPU workers"),
         )
+        if plan.sets:
+            seen = " and ".join(
+                f"each of {name} {times:,.1f} times"
+                for name, times in zip(data, plan.seen(), strict=True)
+            )
+            log.info("%s: sees %s", section, seen)
         launch(job, placement, chosen.resources.restarts)
-    return _summary(files, plan, index, placement)
+    return _summary(files, plan, index, placement, data)
 
 
 def check(settings: RunSettings) -> None:
@@ -195,7 +204,7 @@ def _probe(settings: RunSettings, probe: ProbeSettings, files: TrainingFiles) ->
 
 
 def _summary(
-    files: TrainingFiles, plan: TrainingPlan, index: Index, placement: Placement
+    files: TrainingFiles, plan: TrainingPlan, index: Index, placement: Placement, data: list[str]
 ) -> TrainingSummary:
     lines = storage.read_bytes(files.metrics).decode().splitlines()
     records = [json.loads(line) for line in lines]
@@ -219,6 +228,7 @@ def _summary(
         images_per_s=round(last["images_per_s"], 1),
         seconds=round(last["seconds"], 1),
         encoder=files.folder,
+        seen=dict(zip(data if plan.sets else ["all"], plan.seen(), strict=True)),
     )
     storage.write_json(files.summary, asdict(summary))
     return summary

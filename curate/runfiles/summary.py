@@ -50,6 +50,7 @@ class TrainingSummary:
     images_per_s: float
     seconds: float
     encoder: str  # its folder
+    seen: dict[str, float] = field(default_factory=dict)  # how often an image of each set was
 
     def table(self) -> str:
         sets = f"{self.images:,} images"
@@ -61,12 +62,18 @@ class TrainingSummary:
                 f"{self.method} on {self.backbone} at {self.image_px} px: {sets}",
                 f"{self.epochs:,} epochs, {self.steps:,} steps, batches of "
                 f"{self.batch_size:,} over {self.workers} workers",
+                *self._seen(),
                 f"loss {self.loss:.4f}, embedding deviation {self.embedding_std:.2f}{knn}",
                 f"{self.seconds:,.0f} s, {self.images_per_s:,.0f} images/s; "
                 f"unreadable: {self.rejected} when copied, {self.unreadable} when decoded",
                 f"encoder: {self.encoder}",
             ]
         )
+
+    def _seen(self) -> list[str]:
+        """Of sets with shares of their own."""
+        each = [f"those of {name} {times:,.1f}" for name, times in self.seen.items()]
+        return [f"how often images were seen: {', '.join(each)}"] if len(each) > 1 else []
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,28 @@ class PretrainSettings(TrainingSettings):
     data: Annotated[list[Path], BeforeValidator(as_list), Field(min_length=1)] = Field(
         ["target", "coreset"]
     )
+    # Of what is seen, which share is of each; as many as it has images, where unset.
+    # `data: {target: 0.5, coreset: 0.5}` sets both
+    shares: list[Share] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_shares(cls, given: Any) -> Any:
+        if isinstance(given, dict) and isinstance(given.get("data"), dict):
+            if given.get("shares") is not None:
+                raise ValueError("set shares in data, or by themselves, not both")
+            return {**given, "data": [*given["data"]], "shares": [*given["data"].values()]}
+        return given
+
+    @model_validator(mode="after")
+    def _shared_out(self) -> PretrainSettings:
+        if self.shares is None:
+            return self
+        if len(self.data) != 2 or "target" not in self.data:
+            raise ValueError("shares: are of target and one other set in data")
+        if len(self.shares) != 2 or abs(sum(self.shares) - 1) > 1e-6:
+            raise ValueError(f"shares={self.shares}: must be two that make 1 together")
+        return self
 
     @model_validator(mode="after")
     def _each_once(self) -> PretrainSettings:

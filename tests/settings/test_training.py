@@ -63,6 +63,28 @@ def test_every_recipes_own_options_are_taken(method: str) -> None:
         ), "1, 1.0 and true are three things"
 
 
+def test_shares() -> None:
+    both = pretrain(data={"target": 0.3, "coreset": 0.7})
+    assert (both.data, both.shares) == (["target", "coreset"], [0.3, 0.7])
+    assert both == pretrain(data=["target", "coreset"], shares=[0.3, 0.7])
+    assert pretrain().shares is None
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"data": {"target": 0.3, "coreset": 0.6}}, "must be two that make 1 together"),
+        ({"data": {"target": 1.0}}, "shares: are of target and one other set in data"),
+        ({"data": {"open": 0.5, "x.parquet": 0.5}}, "shares: are of target and one other set"),
+        ({"data": {"target": 0, "open": 1}}, "pretrain.shares.0=0: must be over 0"),
+        ({"data": {"target": 0.5, "open": 0.5}, "shares": [0.5, 0.5]}, "not both"),
+        ({"data": ["target"], "shares": [1.0]}, "shares: are of target and one other set"),
+    ],
+)
+def test_shares_that_cannot_be(given: dict[str, Any], said: str) -> None:
+    assert said in error_of(pretrain=given)
+
+
 @pytest.mark.parametrize(
     "data",
     [
