@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from curate.embedding.careful import OUT_OF_MEMORY, Bounds, Careful, at_most
-from curate.images import EncodedImage, Preprocessing, Refused
+from curate.images import EncodedImage, Preprocessing, Refused, load_resize
 from curate.privacy import public
 from curate.runfiles import plan, shards
 from curate.runfiles.files import PlanFiles
@@ -55,6 +55,7 @@ def read_parts(batch: pa.Table, reading: Reading, watch: ActorHandle) -> Iterato
     """Rows of the plan → rows of parts: decoded pixels, and what is known of each image. A unit
     that cannot be read ends in a part that says so, with nothing in it."""
     _keep_memory()
+    load_resize()  # seconds, which are no image's
     side = reading.preprocessing.image_px
     capacity = max(1, PART_BYTES // (side * side * 3))
     held = 0.0  # seconds since the part before was ready, that nobody took it
