@@ -18,7 +18,7 @@ import pytest
 from PIL import Image as Pillow
 from torchvision.datasets import ImageFolder
 
-from curate.cli import main
+from curate.cli import EXPORTS, main
 from curate.errors import CurateError
 from curate.export import atlas, fiftyone, formats, stage
 from curate.export.formats import Image
@@ -181,6 +181,10 @@ def test_fifty_one(run: Path, tmp_path: Path) -> None:
         assert one["key"] == row["key"] and one["round"] == row["round"]
         assert one["metadata"]["width"] == row["width"]
         assert None not in one.values()
+
+
+def test_the_help_names_all_formats() -> None:
+    assert ", ".join(formats.FORMATS) == EXPORTS
 
 
 def test_names_that_fiftyone_has_taken() -> None:

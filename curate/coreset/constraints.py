@@ -157,7 +157,7 @@ def _where(text: str, found: Embedded) -> NDArray[np.bool_]:
 
 @ray.remote
 def _holding(group: list[known.Known], text: str) -> NDArray[np.bool_]:
-    names = {*where.columns(where.parse(text))}
+    names = {*where.columns(text)}
     return np.concatenate([holds(text, one.table(names)) for one in group])
 
 

@@ -31,9 +31,11 @@ class Known:
     def table(self, names: Collection[str]) -> pa.Table:
         """Some columns. Raises CurateError for one that there is none of."""
         beside = {} if self.schema is None else {f.name: f.type for f in self.schema}
-        found = columns.read(self.shard.uri, {*names} - {"source"} - beside.keys())
-        own = found.slice(self.shard.start, self.shard.rows)
-        made = {name: own[name].combine_chunks() for name in own.column_names}
+        made: dict[str, pa.Array] = {}
+        if own := {*names} - {"source"} - beside.keys():
+            table = columns.read(self.shard.uri, own)
+            rows = table.slice(self.shard.start, self.shard.rows)
+            made |= {name: rows[name].combine_chunks() for name in rows.column_names}
         if "source" in names:
             made["source"] = pa.array([self.source] * self.shard.rows, pa.string())
         if self.beside is not None and beside.keys() & {*names}:

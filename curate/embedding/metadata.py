@@ -107,11 +107,12 @@ def _make(asked: list[Asked], files: EmbeddingFiles, columns: list[str]) -> list
     for one in asked:
         uri = _uri(one, files, columns)
         if storage.exists(uri):
-            table = shard_columns.read(uri, columns)
+            schema = shard_columns.schema(uri)
         else:
             table = table_of(one, files, columns)
             shards.write_arrow(uri, table)
-        found.append({field.name: field.type for field in table.schema})
+            schema = table.schema
+        found.append({field.name: field.type for field in schema})
     return found
 
 

@@ -59,6 +59,11 @@ def read(uri: str, only: Collection[str] | None = None) -> pa.Table:
     return pa.table({"row": pa.array(np.arange(count_rows(uri)))})
 
 
+def schema(uri: str) -> pa.Schema:
+    """Of an Arrow IPC file, from its last few KB."""
+    return _from(uri, lambda file: pa.ipc.open_file(file).schema)
+
+
 def _arrow_columns(wanted: Callable[[list[str]], list[str]], file: BinaryIO) -> pa.Table:
     try:
         names = pa.ipc.open_file(file).schema.names

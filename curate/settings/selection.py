@@ -136,7 +136,7 @@ class CoresetSettings(Settings):
     def columns(self) -> set[str]:
         """Names of all that it needs to know of images."""
         asked = {quota.by for quota in self.quotas or []} | set(self.keep or [])
-        return asked if self.where is None else asked | set(where.columns(where.parse(self.where)))
+        return asked if self.where is None else asked | set(where.columns(self.where))
 
     @property
     def uses_centroids(self) -> bool:

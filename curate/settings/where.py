@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-ORDERS = (ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq)
 CONSTANTS = {"null": None, "none": None, "true": True, "false": False}
 GRAMMAR = "comparisons, in, is null, and, or, not, of columns and constants"
 CONSTANT = (str, bool, int, float, type(None))
@@ -25,20 +24,24 @@ def parse(text: str) -> ast.expr:
         raise ValueError(f"does not parse at {at}: {error.msg}") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"does not parse: {error}") from None
-    if not any(True for _ in columns(tree)):
+    if next(_columns(tree), None) is None:
         raise ValueError("names no column")
     _check(tree)
     return tree
 
 
-def columns(node: ast.AST) -> Iterator[str]:
-    """Names of all columns, as often as they come."""
+def columns(text: str) -> list[str]:
+    """Names of all columns in it, as often as they come."""
+    return list(_columns(parse(text)))
+
+
+def _columns(node: ast.AST) -> Iterator[str]:
     name = column_of(node)
     if name is not None:
         yield name
         return
     for child in ast.iter_child_nodes(node):
-        yield from columns(child)
+        yield from _columns(child)
 
 
 def column_of(node: ast.AST) -> str | None:

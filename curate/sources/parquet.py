@@ -152,8 +152,11 @@ def _records(
         if not groups:
             return
         row = first
-        asked = _columns(source).values() if only is None else only
-        columns = sorted(set(asked) & set(table.schema_arrow.names))
+        columns = sorted(
+            set(_columns(source).values())
+            if only is None
+            else set(only) & set(table.schema_arrow.names)
+        )
         for batch in table.iter_batches(ROWS_AT_ONCE, row_groups=groups, columns=columns):
             for record in batch.to_pylist():
                 if row in wanted:
