@@ -72,7 +72,13 @@ PURE = [
         "settings.recipes",
         "methods",
     ),
-    *("dataset.views", "dataset.augment", "pretraining.order", "pretraining.optimise"),
+    *(
+        "dataset.views",
+        "dataset.augment",
+        "pretraining.order",
+        "pretraining.optimise",
+        "pretraining.adapt",
+    ),
     *(*(f"evaluate.{n}" for n in ("accuracy", "logistic", "neighbours")), "comparison.table"),
     *("report.content", "coreset.projection", "report.pages"),
 ]

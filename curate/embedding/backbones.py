@@ -38,12 +38,13 @@ def build_backbone(
     drop_path: float = 0.0,
     any_px: bool = False,
     section: str = "encoder",
+    pretrained_key: str = "pretrained=true",
 ) -> Backbone:
     """A backbone with random weights by the seed, or timm's pretrained ones.
 
     small_stem: see `with_small_stem`; drop_path: the rate of stochastic depth; any_px: a vision
-    transformer interpolates its positions for images of other sizes; section: of the config, named
-    in errors.
+    transformer interpolates its positions for images of other sizes; section, pretrained_key: of
+    the config, named in errors.
 
     Raises CurateError for an unknown name, an image size that it cannot take, or weights that
     cannot be had.
@@ -78,7 +79,7 @@ def build_backbone(
     except CurateError as error:
         raise CurateError(f"{section}.{error}") from None
     except Exception as error:  # a model hub's client has many ways to fail
-        what = "pretrained=true: no weights" if pretrained else f"backbone={name}: not built"
+        what = f"{pretrained_key}: no weights" if pretrained else f"backbone={name}: not built"
         raise CurateError(
             f"{section}.{what}: {type(error).__name__}: {one_line(error, 200)}"
         ) from error

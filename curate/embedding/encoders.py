@@ -52,6 +52,7 @@ class Card:
     epochs: int | None = None
     images: int | None = None  # that it was trained on
     dataset: str | None = None  # their fingerprint
+    init: str | None = None  # what it began from, if not from random weights
     curate: str = __version__
 
     def write(self, files: EncoderFiles) -> None:
@@ -72,15 +73,27 @@ class Card:
         return Card(**{k: v for k, v in document.items() if k in Card.__dataclass_fields__})
 
 
-def build(settings: EncoderSettings) -> Encoder:
+@dataclass(frozen=True)
+class Keys:
+    """Where a config says which weights are meant, for errors to name."""
+
+    section: str = "encoder"
+    checkpoint: str = "checkpoint"
+    pretrained: str = "pretrained=true"
+
+
+KEYS = Keys()
+
+
+def build(settings: EncoderSettings, keys: Keys = KEYS) -> Encoder:
     """The encoder with its weights: pretrained, from a checkpoint, or random by the seed.
 
     Raises CurateError for an unknown backbone, an image size it cannot take, weights that cannot
     be had, or a checkpoint of another architecture.
     """
-    encoder = _architecture(settings, pretrained=settings.pretrained)
+    encoder = _architecture(settings, keys, pretrained=settings.pretrained)
     if settings.checkpoint:
-        _load_checkpoint(encoder.module, settings)
+        _load_checkpoint(encoder.module, settings, keys)
     return encoder
 
 
@@ -121,13 +134,15 @@ def weights_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _architecture(settings: EncoderSettings, *, pretrained: bool) -> Encoder:
+def _architecture(settings: EncoderSettings, keys: Keys = KEYS, *, pretrained: bool) -> Encoder:
     backbone = build_backbone(
         settings.backbone,
         settings.image_px,
         seed=settings.seed,
         pretrained=pretrained,
         small_stem=settings.small_stem,
+        section=keys.section,
+        pretrained_key=keys.pretrained,
     )
     return Encoder(
         backbone.module.eval(),
@@ -141,21 +156,21 @@ def _architecture(settings: EncoderSettings, *, pretrained: bool) -> Encoder:
     )
 
 
-def _load_checkpoint(module: nn.Module, settings: EncoderSettings) -> None:
+def _load_checkpoint(module: nn.Module, settings: EncoderSettings, keys: Keys) -> None:
     """Fill the module from a checkpoint file: a state dict as it is, or inside a trainer's own."""
     path = str(settings.checkpoint)
-    state = _read_checkpoint(path, settings)
+    named, section = f"{keys.section}.{keys.checkpoint}={path}", keys.section
+    state = _read_checkpoint(path, settings, named, section)
     wanted = {k: v for k, v in module.state_dict().items() if not k.endswith("num_batches_tracked")}
     probe = next(iter(wanted))
     prefixes = [key.removesuffix(probe) for key in state if key.endswith(probe)]
     prefixes = [p for p in prefixes if not p or p.endswith(".")]
     whole = [p for p in prefixes if all(p + key in state for key in wanted)]
-    named = f"encoder.checkpoint={path}"
     if not whole:
         missing = [key for key in wanted if key not in state]
         raise CurateError(
             f"{named}: not a {settings.backbone}: lacks {len(missing)} weights, "
-            f"first {', '.join(missing[:3])}; set encoder.backbone to its architecture"
+            f"first {', '.join(missing[:3])}; set {section}.backbone to its architecture"
         )
     if len(whole) > 1 and "" not in whole:
         raise CurateError(
@@ -170,19 +185,20 @@ def _load_checkpoint(module: nn.Module, settings: EncoderSettings) -> None:
         if key in wanted and value.shape != wanted[key].shape:
             raise CurateError(
                 f"{named}: {key} is {tuple(value.shape)}, and {tuple(wanted[key].shape)} in a "
-                f"{settings.backbone} at {settings.image_px} px; set encoder.backbone and image_px"
+                f"{settings.backbone} at {settings.image_px} px; "
+                f"set {section}.backbone and image_px"
             )
         # A deeper network holds every weight of a shallower one, and more in the same places;
         # a classifier or projector stands apart.
         if key not in module.state_dict() and key.split(".")[0] in tops:
             raise CurateError(
                 f"{named}: not a {settings.backbone}: has {key} as well; "
-                "set encoder.backbone to its architecture"
+                f"set {section}.backbone to its architecture"
             )
     module.load_state_dict({k: v for k, v in mine.items() if k in wanted}, strict=False)
 
 
-def _read_checkpoint(path: str, settings: EncoderSettings) -> StateDict:
+def _read_checkpoint(path: str, settings: EncoderSettings, named: str, section: str) -> StateDict:
     """Every tensor of a checkpoint by its name; nested dicts joined by dots."""
     own = EncoderFiles(path)
     if path.endswith("/") or storage.exists(own.weights):
@@ -194,26 +210,26 @@ def _read_checkpoint(path: str, settings: EncoderSettings) -> StateDict:
         else:
             state = _flatten(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     except FileNotFoundError:
-        raise CurateError(f"encoder.checkpoint={path}: no such file") from None
+        raise CurateError(f"{named}: no such file") from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise CurateError(
-            f"encoder.checkpoint={path}: not a checkpoint of weights alone: {one_line(error, 160)}"
+            f"{named}: not a checkpoint of weights alone: {one_line(error, 160)}"
         ) from error
     except SafetensorError as error:
-        raise CurateError(f"encoder.checkpoint={path}: damaged: {one_line(error)}") from error
+        raise CurateError(f"{named}: damaged: {one_line(error)}") from error
     beside = EncoderFiles(path.rpartition("/")[0])
     if path == beside.weights:
-        _check_card(beside, settings)
+        _check_card(beside, settings, section)
     return state
 
 
-def _check_card(files: EncoderFiles, settings: EncoderSettings) -> None:
+def _check_card(files: EncoderFiles, settings: EncoderSettings, section: str) -> None:
     """The project's own checkpoints have a card that says what they are."""
     card = Card.read(files)
     for name in ("backbone", "small_stem"):
         mine, its = getattr(settings, name), getattr(card, name, None)
         if its is not None and its != mine:
-            raise CurateError(f"encoder.{name}={mine}: {files.card} says {its}; use that")
+            raise CurateError(f"{section}.{name}={mine}: {files.card} says {its}; use that")
 
 
 def _flatten(value: Any, prefix: str = "") -> StateDict:

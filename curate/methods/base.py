@@ -56,6 +56,7 @@ class Context:
     view_px: int  # side of a view of full size
     global_views: int  # of full size
     options: dict[str, Option]
+    begun: bool = False  # the backbone has weights to begin from, which are to be left as they are
 
     def number(self, name: str) -> float:
         return float(self.options[name])

@@ -54,8 +54,9 @@ class MAE(Method):
         if getattr(vit, "cls_token", None) is None or getattr(vit, "num_prefix_tokens", 1) != 1:
             raise ValueError("mae needs a plain vision transformer with one class token")
         dim, width = context.feature_dim, context.count("decoder_dim")
-        positions = sincos(dim, side)
-        vit.pos_embed.data.copy_(positions)
+        if not context.begun:
+            vit.pos_embed.data.copy_(sincos(dim, side))
+            _initialise(vit)
         vit.pos_embed.requires_grad_(False)
         self.into_decoder = nn.Linear(dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -69,8 +70,6 @@ class MAE(Method):
             nn.LayerNorm(width, eps=1e-6),
             nn.Linear(width, self.patch_px**2 * 3),
         )
-
-        _initialise(vit)
         for module in (self.into_decoder, self.decoder):
             module.apply(_xavier)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,25 +14,31 @@ from curate.methods.base import Clock, Method, cosine
 from curate.settings import recipes
 
 
-def build_optimizer(recipe: recipes.Optimizer, method: Method) -> Optimizer:
-    """AdamW and LARS leave biases and norms out of the decay (and LARS out of its adaptation), as
+def build_optimizer(
+    recipe: recipes.Optimizer, method: Method, shares: Mapping[int, float] | None = None
+) -> Optimizer:
+    """shares: id of a weight → what it has of the learning rate, of those that have not all of it.
+
+    AdamW and LARS leave biases and norms out of the decay (and LARS out of its adaptation), as
     the papers that use them do, unless the recipe says otherwise; those that use SGD decay all
     weights."""
     constant = {id(weight) for weight in method.constant_rate()}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for weight in method.parameters():
         if weight.requires_grad:
             all_are = recipe.name == "sgd" or (recipe.name == "lars" and recipe.adapt_all)
             decayed = all_are or weight.ndim > 1
-            groups.setdefault((id(weight) in constant, decayed), []).append(weight)
+            share = (shares or {}).get(id(weight), 1.0)
+            groups.setdefault((id(weight) in constant, decayed, share), []).append(weight)
     parts: list[dict[str, Any]] = [
         {
             "params": weights,
             "constant": is_constant,
             "decayed": decayed,
+            "share": share,
             "weight_decay": recipe.weight_decay if decayed else 0.0,
         }
-        for (is_constant, decayed), weights in groups.items()
+        for (is_constant, decayed, share), weights in groups.items()
     ]
     rate, momentum = recipe.learning_rate, recipe.momentum
     if recipe.name == "adamw":
@@ -52,7 +58,9 @@ def set_rates(recipe: recipes.Optimizer, optimizer: Optimizer, clock: Clock) -> 
     if recipe.weight_decay_end is not None:
         decay = cosine(decay, recipe.weight_decay_end, clock.progress)
     for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate if group["constant"] else rate
+        # Of a checkpoint that was written before there were shares, all have all
+        share = group.get("share", 1.0)
+        group["lr"] = share * (recipe.learning_rate if group["constant"] else rate)
         group["weight_decay"] = decay if group["decayed"] else 0.0
     return rate
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from curate.errors import CurateError
+from curate.pretraining.adapt import Beginning
 from curate.settings import EncoderSettings, OptimizerSettings, TrainingSettings
 from curate.settings.recipes import RECIPES, Optimizer, Recipe, View
 from curate.storage import Document
@@ -35,6 +36,7 @@ class TrainingPlan:
     # Of each set in it, in their order: images, and the share that they are of what is seen; none
     # where all images are seen alike
     sets: tuple[tuple[int, float], ...] = ()
+    begins: Beginning | None = None  # from random weights where None
 
     def seen(self) -> list[float]:
         """How often an image of each set is, of one set where all are seen alike."""
@@ -56,7 +58,9 @@ class TrainingPlan:
         return self.images // self.batch_size
 
     def to_dict(self) -> Document:
-        return dataclasses.asdict(self)
+        """Without what says nothing: to a version that knows more, a training is the same."""
+        fields = dataclasses.asdict(self)
+        return {name: value for name, value in fields.items() if value not in (None, ())}
 
 
 def make_plan(

@@ -14,6 +14,8 @@ import torch
 from curate import storage
 from curate.dataset import materialise
 from curate.dataset.training_set import Index
+from curate.embedding.encoders import Encoder
+from curate.pretraining.begin import beginning_of, first_weights
 from curate.pretraining.launch import LOADERS, Placement, launch, placement_of
 from curate.pretraining.plan import TrainingPlan, make_plan, sets_of
 from curate.pretraining.probe import Probe
@@ -84,7 +86,8 @@ def _train(
     section, files = place.section, place.files
     memo = Memo(files.memo)
     placement = placement_of(chosen.resources, section, place.at_once)
-    _check(settings, chosen, data, section, placement.workers)
+    weights = first_weights(chosen, settings.encoder, section)
+    _check(settings, chosen, data, section, placement.workers, weights)
     if fresh:
         storage.remove_tree(files.folder)
     memo.refuse_other({"data": materialise.request(settings, data)}, place.remedy)
@@ -101,7 +104,7 @@ def _train(
     )
     shares = chosen.shares if isinstance(chosen, PretrainSettings) else None
     sets = sets_of(data, shares, index.images, index.open_images, section)
-    plan = replace(plan, sets=sets)
+    plan = replace(plan, sets=sets, begins=beginning_of(chosen, weights))
     inputs = {
         "data": index.made_from,
         "dataset": index.fingerprint,
@@ -113,7 +116,9 @@ def _train(
     if storage.exists(files.card):
         log.info("%s: done before, at %s", section, files.folder)
     else:
-        job = _job(settings, chosen, plan, place, placement)
+        if weights is not None:
+            weights.save(files.init)
+        job = _job(settings, chosen, plan, place, placement, weights)
         log.info(
             "%s: %s on %s, %d images, %d epochs of %d steps of %d, on %d %s",
             *(section, plan.method, plan.backbone, plan.images, plan.epochs, plan.steps_per_epoch),
@@ -126,7 +131,7 @@ def _train(
             )
             log.info("%s: sees %s", section, seen)
         launch(job, placement, chosen.resources.restarts)
-    return _summary(files, plan, index, placement, data)
+    return _summary(files, plan, index, placement, data, chosen)
 
 
 def check(settings: RunSettings) -> None:
@@ -138,7 +143,9 @@ def check(settings: RunSettings) -> None:
     first, final = settings.encoder.pretrain_on_target, settings.pretrain
     if first is not None:
         section = "encoder.pretrain_on_target"
-        _check(settings, first, ["target"], section, placement_of(first.resources, section).workers)
+        workers = placement_of(first.resources, section).workers
+        weights = first_weights(first, settings.encoder, section)
+        _check(settings, first, ["target"], section, workers, weights)
     if final is not None:
         # One that this run does not start may be meant for another cluster
         here = "coreset" in final.data
@@ -148,7 +155,8 @@ def check(settings: RunSettings) -> None:
             else final.resources.workers or 1
         )
         others = [name for name in final.data if name != "coreset"]
-        _check(settings, final, others, "pretrain", workers)
+        weights = first_weights(final, settings.encoder, "pretrain")
+        _check(settings, final, others, "pretrain", workers, weights)
 
 
 def _check(
@@ -157,6 +165,7 @@ def _check(
     data: list[str],
     section: str,
     workers: int,
+    weights: Encoder | None,
 ) -> None:
     """Builds the model once, here and without its weights: what is wrong with it is told at once,
     not by a worker in a minute."""
@@ -164,6 +173,7 @@ def _check(
     plan = make_plan(
         chosen, settings.encoder, images=1 << 20, open_images=0, workers=workers, section=section
     )
+    plan = replace(plan, begins=beginning_of(chosen, weights))
     with torch.device("meta"):
         Trainer(plan, torch.device("meta"), section=section)
 
@@ -174,6 +184,7 @@ def _job(
     plan: TrainingPlan,
     place: Place,
     placement: Placement,
+    weights: Encoder | None,
 ) -> Job:
     loaders = chosen.resources.loader_workers
     if loaders is None:
@@ -181,12 +192,13 @@ def _job(
     return Job(
         section=place.section,
         plan=plan,
+        init=chosen.init.weights if chosen.init else None,
         files=place.files,
         data=place.images,
         cache_gb=chosen.resources.cache_gb,
         limits=settings.images,
-        mean=settings.encoder.mean,
-        std=settings.encoder.std,
+        mean=weights.preprocessing.mean if weights else settings.encoder.mean,
+        std=weights.preprocessing.std if weights else settings.encoder.std,
         crop_fraction=settings.encoder.crop_fraction,
         probe=_probe(settings, chosen.probe, place.files) if chosen.probe else None,
         threads=1 if placement.gpu else max(1, placement.cpus - loaders),
@@ -204,7 +216,12 @@ def _probe(settings: RunSettings, probe: ProbeSettings, files: TrainingFiles) ->
 
 
 def _summary(
-    files: TrainingFiles, plan: TrainingPlan, index: Index, placement: Placement, data: list[str]
+    files: TrainingFiles,
+    plan: TrainingPlan,
+    index: Index,
+    placement: Placement,
+    data: list[str],
+    chosen: TrainingSettings,
 ) -> TrainingSummary:
     lines = storage.read_bytes(files.metrics).decode().splitlines()
     records = [json.loads(line) for line in lines]
@@ -229,6 +246,7 @@ def _summary(
         seconds=round(last["seconds"], 1),
         encoder=files.folder,
         seen=dict(zip(data if plan.sets else ["all"], plan.seen(), strict=True)),
+        init=chosen.init.weights if chosen.init else None,
     )
     storage.write_json(files.summary, asdict(summary))
     return summary

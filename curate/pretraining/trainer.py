@@ -12,10 +12,12 @@ from curate.dataset.augment import Augment
 from curate.dataset.crops import Crops
 from curate.dataset.views import Shape, shapes
 from curate.embedding.backbones import build_backbone
+from curate.embedding.encoders import StateDict
 from curate.errors import CurateError
 from curate.methods import METHODS, Batch, Clock, Context, Method
 from curate.methods.base import of_one_size
 from curate.methods.ranks import rank, world
+from curate.pretraining.adapt import plain_state, prepare, rate_shares
 from curate.pretraining.checkpoints import State
 from curate.pretraining.optimise import build_optimizer, clip, set_rates
 from curate.pretraining.plan import TrainingPlan
@@ -31,8 +33,10 @@ class Trainer:
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
         section: str = "pretrain",
+        weights: StateDict | None = None,
     ) -> None:
-        """mean, std: RGB, of 0…1; the backbone's own where None.
+        """mean, std: RGB, of 0…1; the backbone's own where None. weights: of the backbone, that
+        the plan begins from.
 
         Raises CurateError for a backbone that cannot be built, or not for this method.
         """
@@ -56,13 +60,21 @@ class Trainer:
         self.mean, self.std = mean or backbone.mean, std or backbone.std
         self.feature_dim = backbone.feature_dim
         self.shapes: list[Shape] = shapes(recipe.views, plan.image_px, backbone.patch_px)
+        if weights is not None:
+            backbone.module.load_state_dict(weights)
+        if plan.begins is not None:
+            try:
+                prepare(backbone.module, plan.begins, plan.seed)
+            except ValueError as error:
+                raise CurateError(f"{section}.init.{error}") from error
         try:
             self.method = self._build_method(backbone.module.train())
         except ValueError as error:
             raise CurateError(f"{section}.options: {error}") from error
         self.bf16 = _wants_bf16(plan.precision, device)
         self.augment = Augment(self.mean, self.std, device, plan.image_px)
-        self.optimizer = build_optimizer(recipe.optimizer, self.method)
+        shares = rate_shares(self.method.backbone, plan.begins) if plan.begins else None
+        self.optimizer = build_optimizer(recipe.optimizer, self.method, shares)
         self.wrapped: nn.Module = self.method
         if world() > 1:
             self.wrapped = DistributedDataParallel(self.method)
@@ -79,6 +91,7 @@ class Trainer:
             view_px=plan.image_px,
             global_views=sum(shape.view.count for shape in self.shapes if shape.view.side == 1),
             options=plan.recipe.options,
+            begun=plan.begins is not None,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
@@ -86,6 +99,10 @@ class Trainer:
         if self.device.type == "cuda" and world() > 1:
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
         return method.to(self.device).to(memory_format=torch.channels_last)
+
+    def encoder_state(self) -> StateDict:
+        """What is kept of the training, for timm's own architecture."""
+        return plain_state(self.method.encoder())
 
     def clock(self) -> Clock:
         return Clock(self.step_number, self.plan.steps, self.plan.steps_per_epoch)

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from ray.actor import ActorHandle
 from ray.train.torch import get_device
+from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
@@ -41,6 +42,7 @@ class Job:
 
     section: str  # of the config, named in errors
     plan: TrainingPlan
+    init: str | None  # the name of what it begins from
     files: TrainingFiles
     data: str  # folder of the training set
     cache_gb: float | None  # of it, on each machine
@@ -74,7 +76,10 @@ class _Worker:
         if device.type == "cuda":
             torch.cuda.set_device(device)
             torch.backends.cudnn.benchmark = True  # all batches are of one shape
-        self.trainer = Trainer(job.plan, device, job.mean, job.std, job.section)
+        weights = None
+        if job.plan.begins is not None:
+            weights = load_safetensors(storage.read_bytes(job.files.init))
+        self.trainer = Trainer(job.plan, device, job.mean, job.std, job.section, weights)
         self.images = TrainingSet(job.data, job.cache_gb)
         if job.probe and rank() == 0:
             open_probe(job.probe)  # what is wrong with it is told now, not after so many epochs
@@ -251,8 +256,7 @@ class _Worker:
     def _export(self) -> None:
         """The weights, then the card, whose presence says that training is done."""
         plan, trainer = self.job.plan, self.trainer
-        module = trainer.method.encoder()
-        state = {name: value.cpu().contiguous() for name, value in module.state_dict().items()}
+        state = {name: x.cpu().contiguous() for name, x in trainer.encoder_state().items()}
         storage.write_bytes(self.job.files.weights, save_safetensors(state))
         Card(
             backbone=plan.backbone,
@@ -266,6 +270,7 @@ class _Worker:
             epochs=plan.epochs,
             images=plan.images,
             dataset=self.images.index.fingerprint,
+            init=self.job.init,
         ).write(self.job.files)
 
     def _knn(self, probe: Probe) -> float:

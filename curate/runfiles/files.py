@@ -37,6 +37,7 @@ class TrainingFiles(EncoderFiles):
 
     memo = Name("config.yaml")
     images = Name("data")  # the copy that is trained on, where the training has one of its own
+    init = Name("init.safetensors")  # what it begins from, for all workers
     checkpoints = Name("checkpoints")
     metrics = Name("metrics.jsonl")
     events = Name("tensorboard")

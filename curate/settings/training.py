@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
-from curate.settings.base import Path, Settings, Share, as_list, as_section
+from curate.settings.base import Path, Positive, Settings, Share, as_list, as_section
 from curate.settings.recipes import RECIPES, Optimizer, Option, Recipe
 from curate.settings.sources import LabelledSource
 
@@ -61,6 +61,27 @@ class CheckpointSettings(Settings):
 
     every: int = Field(500, ge=1)  # steps
     keep: int = Field(2, ge=1)  # the newest so many
+
+
+class InitSettings(Settings):
+    """What weights a backbone begins from, and which of them are trained. Heads are new."""
+
+    weights: str = Field(min_length=1)  # timm, a checkpoint, or a folder of an encoder or run
+    layer_decay: float = Field(1.0, gt=0, le=1)  # each block's learning rate, of the next one's
+    trained_blocks: int | None = Field(None, ge=1)  # the last ones; what is before them is frozen
+    # The trained blocks' linear layers move by matrices of this rank alone (Hu et al. 2021)
+    lora_rank: int | None = Field(None, ge=1)
+    lora_alpha: Positive | None = None  # their product is multiplied by alpha / rank; 1 where unset
+
+    @model_validator(mode="after")
+    def _of_use(self) -> InitSettings:
+        if self.lora_alpha is not None and self.lora_rank is None:
+            raise ValueError("lora_alpha: set lora_rank as well")
+        return self
+
+
+def _init(value: Any) -> Any:
+    return {"weights": value} if isinstance(value, str) else value
 
 
 class ProbeSettings(Settings):
@@ -122,6 +143,7 @@ class TrainingSettings(Settings):
     backbone: str | None = None  # encoder.backbone where unset, and so with the next two
     image_px: int | None = Field(None, ge=8, le=4096)
     small_stem: bool | None = None
+    init: Annotated[InitSettings | None, BeforeValidator(_init)] = None  # random where unset
     epochs: Annotated[int | Literal["auto"], BeforeValidator(_epochs)] | None = None
     steps: int | None = Field(None, ge=1)  # in place of epochs: the same for sets of any size
     batch_size: int | None = Field(None, ge=2)  # over all workers

@@ -136,7 +136,7 @@ def load(settings: EncoderSettings) -> dict[str, Tensor]:
     """What a checkpoint makes of a module of zeros."""
     for value in blank().state_dict().values():
         value.zero_()
-    encoders._load_checkpoint(blank(), settings)
+    encoders._load_checkpoint(blank(), settings, encoders.KEYS)
     return blank().state_dict()
 
 

@@ -177,6 +177,24 @@ def test_another_training_in_the_same_place_is_refused(full) -> None:
         pretrain(parsed(wider))
 
 
+def test_begins_from_what_a_run_has_pretrained(full, tmp_path) -> None:
+    earlier = Path(full[0]["output"])
+    still = {"learning_rate": 1e-12, "weight_decay": 0}  # what comes out is what went in
+    document = document_of(tmp_path, init=str(earlier), epochs=None, steps=1, optimizer=still)
+    assert pretrain(parsed(document)).init == str(earlier)
+    output = tmp_path / "run" / "pretrain"
+    begun, found = weights(earlier / "pretrain"), load_file(output / "init.safetensors")
+    ended = weights(output)
+    for name, weight in begun.items():
+        if not name.endswith(("num_batches_tracked", "running_mean", "running_var")):
+            assert torch.equal(found[name], weight), name
+            assert torch.allclose(ended[name], weight, atol=1e-9), name
+    assert json.loads((output / "encoder.json").read_text())["init"] == str(earlier)
+    document["pretrain"]["init"] = {"weights": str(earlier / "target_encoder")}
+    with pytest.raises(CurateError, match=r"training\.begins\.weights was \w+, is "):
+        pretrain(parsed(document))
+
+
 def test_checkpoint_of_another_architecture_is_refused() -> None:
     def trainer(backbone: str) -> Trainer:
         settings = TrainingSettings(method="simclr", batch_size=4, backbone=backbone)
@@ -279,6 +297,7 @@ def test_killed_driver_goes_on_when_run_again(undisturbed, tmp_path) -> None:
 
 # What cannot be
 
+OTHER = "memory://begin/resnet18.safetensors"
 BAD = [
     ({"backbone": "resnet19"}, r"pretrain\.backbone=resnet19: .*Tested here: resnet18, resnet50"),
     ({"batch_size": 9}, r"pretrain\.batch_size=9: not divisible by 2 workers; set it to"),
@@ -292,12 +311,22 @@ BAD = [
         r"pretrain\.resources\.workers=1000: the cluster has",
     ),
     ({"data": ["target", "coreset"]}, r"coreset\.parquet: no such manifest; run `curate run`"),
+    ({"init": "no/such.pt"}, r"^pretrain\.init\.weights=no/such\.pt: no such file$"),
+    (
+        {"init": OTHER, "backbone": "resnet50"},
+        r"pretrain\.init\.weights=.*: not a resnet50: lacks \d+ weights, first layer1.0.conv3",
+    ),
+    (
+        {"init": {"weights": OTHER, "lora_rank": 4}},
+        r"^pretrain\.init\.lora_rank=4: this backbone's blocks have no linear layers",
+    ),
     ({"small_stem": True, "backbone": "vit_tiny_patch16_224"}, r"pretrain\.small_stem=true: for"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), BAD, ids=lambda value: str(value)[:40])
 def test_what_cannot_be_is_told_at_once(tmp_path, ray_session, change, message) -> None:
+    encoders.build(EncoderSettings(backbone="resnet18", image_px=32)).save(OTHER)
     document = document_of(tmp_path, **change)
     with pytest.raises(CurateError, match=message) as raised:
         pretrain(parsed(document))

@@ -63,6 +63,31 @@ def test_every_recipes_own_options_are_taken(method: str) -> None:
         ), "1, 1.0 and true are three things"
 
 
+def test_beginnings() -> None:
+    assert pretrain().init is None
+    assert pretrain(init="timm") == pretrain(init={"weights": "timm"})
+    adapted = pretrain(init={"weights": "e.pt", "lora_rank": 8, "lora_alpha": 16}).init
+    assert adapted is not None and (adapted.layer_decay, adapted.trained_blocks) == (1, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "pretrain.init.weights: missing; set it in the config"),
+        ({"weights": "e.pt", "lora_alpha": 8}, "pretrain.init: lora_alpha: set lora_rank as well"),
+        ({"weights": "e.pt", "layer_decay": 0}, "pretrain.init.layer_decay=0: must be over 0.0"),
+        ({"weights": "e.pt", "layer_decay": 2}, "pretrain.init.layer_decay=2: must be at most 1"),
+        (
+            {"weights": "e.pt", "trained_blocks": 0},
+            "pretrain.init.trained_blocks=0: must be at least 1",
+        ),
+        ({"weights": "e.pt", "rank": 4}, "pretrain.init.rank: unknown key"),
+    ],
+)
+def test_mistakes_of_a_beginning(given: dict[str, Any], said: str) -> None:
+    assert error_of(pretrain={"init": given}).startswith(said)
+
+
 def test_shares() -> None:
     both = pretrain(data={"target": 0.3, "coreset": 0.7})
     assert (both.data, both.shares) == (["target", "coreset"], [0.3, 0.7])
