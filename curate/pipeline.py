@@ -21,7 +21,7 @@ from curate.embedding.stage import device_of, embed
 from curate.errors import CurateError
 from curate.evaluate.stage import check_encoder
 from curate.pretraining.stage import check as check_trainings
-from curate.pretraining.stage import pretrain, pretrain_on_target
+from curate.pretraining.stage import pretrain, pretrain_encoder
 from curate.runfiles import accounts, rejected
 from curate.runfiles.accounts import Counts
 from curate.runfiles.files import RunFiles
@@ -82,10 +82,10 @@ class _Begun:
 
 
 def _planned(settings: RunSettings, status: Reporter, fresh: bool, accept_changes: bool) -> _Begun:
-    trained_here = settings.encoder.pretrain_on_target is not None
+    trained_here = settings.encoder.pretrain is not None
     if trained_here:
-        with status.stage("pretrain_on_target"):
-            settings = _with_target_encoder(settings, fresh)
+        with status.stage("pretrain_encoder"):
+            settings = _with_own_encoder(settings, fresh)
     with status.stage("plan"):
         encoder = encoders.build(settings.encoder)
         weights = encoders.weights_hash(encoder.module)
@@ -192,9 +192,9 @@ def _check(settings: RunSettings) -> None:
             )
 
 
-def _with_target_encoder(settings: RunSettings, fresh: bool) -> RunSettings:
+def _with_own_encoder(settings: RunSettings, fresh: bool) -> RunSettings:
     """Step 1 of the algorithm; the settings then name its encoder as a checkpoint."""
-    folder = pretrain_on_target(settings, fresh=fresh)
-    changes = {"checkpoint": folder, "pretrain_on_target": None}
+    folder = pretrain_encoder(settings, fresh=fresh)
+    changes = {"checkpoint": folder, "pretrain": None}
     encoder = settings.encoder.model_copy(update=changes)
     return settings.model_copy(update={"encoder": encoder})

@@ -262,8 +262,8 @@ def test_an_image_lost_between_the_files_is_noticed(document, finished, tmp_path
             "pretrain.batch_size=7: not divisible by 2 workers",
         ),
         (
-            {"encoder": {"pretrain_on_target": {"batch_size": 9, "resources": {"workers": 2}}}},
-            "encoder.pretrain_on_target.batch_size=9: not divisible by 2 workers",
+            {"encoder": {"pretrain": {"batch_size": 9, "resources": {"workers": 2}}}},
+            "encoder.pretrain.batch_size=9: not divisible by 2 workers",
         ),
         (
             {"pretrain": {"data": ["target", "coreset", "nowhere.parquet"]}},

@@ -59,13 +59,17 @@ def _inputs(cell: Cell) -> Inputs:
     """All that decides a cell's figures: a result with the same is this cell's."""
     settings = cell.settings
     assert settings.pretrain is not None and settings.evaluate is not None
-    aside = {"data", "resources", "checkpoints", "probe"}  # which move no weight, or stand below
+    # Which move no weight, or stand in `data`; what is unset says nothing, so that a key that is
+    # new to this version undoes no result
+    aside = {"data", "open_sample", "resources", "checkpoints", "probe"}
     return {
-        "data": materialise.request(settings, settings.pretrain.data)
+        "data": materialise.request(settings, settings.pretrain.data, settings.pretrain.open_sample)
         if cell.arm.kind != "untrained"
         else None,
-        "training": settings.pretrain.model_dump(mode="json", exclude=aside),
-        "encoder": settings.encoder.model_dump(mode="json", exclude={"pretrain_on_target"}),
+        "training": settings.pretrain.model_dump(mode="json", exclude=aside, exclude_none=True),
+        "encoder": settings.encoder.model_dump(
+            mode="json", exclude={"pretrain"}, exclude_none=True
+        ),
         "evaluate": public_document(settings.evaluate.model_dump(mode="json")),
     }
 
@@ -123,8 +127,9 @@ def _headlines(trained: Trained) -> Iterator[str]:
 def _copy_images(cell: Cell) -> None:
     """Once for all seeds of an arm, and before they start: they share the copy."""
     if cell.arm.kind != "untrained":
-        assert cell.settings.pretrain is not None
-        materialise.training_images(cell.settings, cell.settings.pretrain.data, cell.images)
+        chosen = cell.settings.pretrain
+        assert chosen is not None
+        materialise.training_images(cell.settings, chosen.data, cell.images, chosen.open_sample)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -157,7 +162,7 @@ def _train_and_measure(cell: Cell, at_once: int) -> Trained:
 
 def _export_untrained(settings: EncoderSettings, seed: int, files: EncoderFiles) -> None:
     """Random weights: what a backbone knows by its architecture alone."""
-    own = {"pretrain_on_target": None, "checkpoint": None, "pretrained": False, "seed": seed}
+    own = {"pretrain": None, "checkpoint": None, "pretrained": False, "seed": seed}
     untrained = settings.model_copy(update=own)
     encoders.build(untrained).save(files.weights)
     card = Card(untrained.backbone, untrained.small_stem, untrained.image_px)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import ray
 
 from curate import storage
+from curate.dataset.sample import taken
 from curate.dataset.training_set import SCHEMA, Span, write_part
 from curate.dataset.wanted import Piece, read_piece
 from curate.errors import one_line
@@ -138,9 +139,12 @@ def _items(
 ) -> Iterable[tuple[str, Item]]:
     if piece.unit is not None:
         source = sources[piece.source]
-        for item in read_unit(source, piece.unit, max_bytes, last_attempt=last_attempt):
+        items = read_unit(source, piece.unit, max_bytes, last_attempt=last_attempt)
+        if piece.sample is not None:
+            items = iter(taken(items, piece.sample, piece.source))
+        for item in items:
             yield piece.source, item
         return
-    items = read_located(piece.rows, sources, max_bytes, last_attempt=last_attempt)
-    for row, item in zip(piece.rows, items, strict=True):
+    located = read_located(piece.rows, sources, max_bytes, last_attempt=last_attempt)
+    for row, item in zip(piece.rows, located, strict=True):
         yield row["source"], item

@@ -34,16 +34,18 @@ FILES_AT_ONCE = 256  # small ones, that one task reads
 SOURCES = ("target", "open")  # what is no manifest
 
 
-def request(settings: RunSettings, data: list[str]) -> Inputs:
+def request(settings: RunSettings, data: list[str], sample: int | None = None) -> Inputs:
     """What a training set is to be made from: equal requests give equal sets."""
-    return _request(settings, data, _asked(settings, data))
+    return _request(data, _asked(settings, data, sample))
 
 
-def _request(settings: RunSettings, data: list[str], asked: list[Asked]) -> Inputs:
+def _request(data: list[str], asked: list[Asked]) -> Inputs:
     made_from: Inputs = {}
     for name, one in zip(data, asked, strict=True):
         dumps = [public_document(source.model_dump(mode="json")) for source in one.sources]
         made_from[name] = one.digest or (dumps if name == "open" else dumps[0])
+        if one.sample is not None:
+            made_from["open_sample"] = one.sample
     return made_from
 
 
@@ -56,14 +58,18 @@ def check(settings: RunSettings, data: list[str]) -> None:
                 raise _no_manifest(uri, name)
 
 
-def training_images(settings: RunSettings, data: list[str], folder: str) -> Index:
+def training_images(
+    settings: RunSettings, data: list[str], folder: str, sample: int | None = None
+) -> Index:
     """The images of `data`, in that order, as a training set under `folder`.
+
+    sample: of the open set, so many alone.
 
     Raises CurateError for what cannot be found, where too many images cannot be read, and where
     some of them cannot be read now: running again goes on with these.
     """
-    asked = _asked(settings, data)
-    return _materialise(settings, _request(settings, data, asked), asked, folder)
+    asked = _asked(settings, data, sample)
+    return _materialise(settings, _request(data, asked), asked, folder)
 
 
 def labelled_images(settings: RunSettings, source: SourceSettings, folder: str) -> Index:
@@ -72,12 +78,13 @@ def labelled_images(settings: RunSettings, source: SourceSettings, folder: str) 
     return _materialise(settings, made_from, [Asked(sources=(source,))], folder)
 
 
-def _asked(settings: RunSettings, data: list[str]) -> list[Asked]:
+def _asked(settings: RunSettings, data: list[str], sample: int | None = None) -> list[Asked]:
     asked = []
     for name in data:
-        if name in SOURCES:
-            sources = [settings.target] if name == "target" else settings.open
-            asked.append(Asked(sources=tuple(sources), of_open=name == "open"))
+        if name == "target":
+            asked.append(Asked(sources=(settings.target,)))
+        elif name == "open":
+            asked.append(Asked(sources=tuple(settings.open), of_open=True, sample=sample))
         else:
             uri = _manifest_uri(settings, name)
             asked.append(Asked(manifest=uri, digest=_digest(uri, name), of_open=True))
@@ -117,6 +124,9 @@ def _materialise(
         log.info(
             "training set: %d images, %d unreadable, at %s", index.images, index.rejected, folder
         )
+        for sample in (one.sample for one in asked if one.sample):
+            if index.open_images < sample:
+                log.info("open_sample=%d: made of %d images", sample, index.open_images)
     storage.remove_tree(files.making)
     return index
 

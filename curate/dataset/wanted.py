@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import ray
 
 from curate import storage
+from curate.dataset.sample import drawn
 from curate.errors import CurateError, one_line
 from curate.runfiles import shards
 from curate.runfiles.files import TrainingSetFiles
@@ -47,6 +48,7 @@ class Asked:
     manifest: str = ""
     digest: str = ""
     of_open: bool = False
+    sample: int | None = None  # images of the sources, all together; all where None
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Piece:
     source: str
     unit: Unit | None
     rows: list[Row]
+    sample: int | None = None  # images of the unit; all where None
 
 
 def digest_of(uri: str) -> str:
@@ -116,9 +119,17 @@ def write_list(files: TrainingSetFiles, asked: list[Asked]) -> Listed:
     none = pa.RecordBatch.from_pylist([], SCHEMA)
     with storage.open_whole(files.list) as file, pa.ipc.new_file(file, SCHEMA) as writer:
         for number, one in enumerate(asked):
-            for source in one.sources:
-                for unit in plan_source(source, UNIT_IMAGES, files.planned(number, source.name)):
-                    add(none, {"source": source.name, **asdict(unit)}, unit.images)
+            units = [
+                (source.name, unit)
+                for source in one.sources
+                for unit in plan_source(source, UNIT_IMAGES, files.planned(number, source.name))
+            ]
+            if one.sample is None:
+                for name, unit in units:
+                    add(none, {"source": name, "sample": None, **asdict(unit)}, unit.images)
+            else:
+                for (name, unit), most in drawn(units, one.sample):
+                    add(none, {"source": name, "sample": most, **asdict(unit)}, most)
             if not one.manifest:
                 continue
             rows = _rows_of(one)
@@ -178,4 +189,5 @@ def read_piece(uri: str, number: int) -> Piece:
     unit = json.loads(about[b"unit"])
     if unit is None:
         return Piece("", None, batch.to_pylist())
-    return Piece(unit.pop("source"), Unit(**unit), [])
+    source, sample = unit.pop("source"), unit.pop("sample", None)
+    return Piece(source, Unit(**unit), [], sample)

@@ -110,7 +110,7 @@ def is_there(place: str) -> bool:
 def described(place: str, otherwise: EncoderSettings) -> EncoderSettings:
     """Settings for the encoder in a folder of the project's own, by its card; of any other
     checkpoint, `otherwise` with that checkpoint."""
-    own = {"checkpoint": place, "pretrained": False, "pretrain_on_target": None}
+    own = {"checkpoint": place, "pretrained": False, "pretrain": None}
     card = Card.read(EncoderFiles(place))
     if card is not None:
         named = ("backbone", "small_stem", "image_px", "mean", "std")

@@ -66,7 +66,7 @@ def check_encoder(settings: RunSettings) -> None:
     place = settings.evaluate.encoder if settings.evaluate else None
     files = RunFiles(settings.output)
     made = [files.pretrain.folder if settings.pretrain else None]
-    made.append(files.target_encoder.folder if settings.encoder.pretrain_on_target else None)
+    made.append(files.target_encoder.folder if settings.encoder.pretrain else None)
     if place is not None and absolute(place) not in made and not encoders.is_there(place):
         raise CurateError(f"evaluate.encoder={place}: no such file or folder; check the path")
 

@@ -29,7 +29,7 @@ def first_weights(
         for name in ("backbone", "image_px", "small_stem")
         if getattr(chosen, name) is not None
     }
-    own |= {"pretrain_on_target": None, "pretrained": False, "checkpoint": None}
+    own |= {"pretrain": None, "pretrained": False, "checkpoint": None}
     if chosen.init.weights == TIMM:
         own["pretrained"] = True
     else:

@@ -26,7 +26,13 @@ from curate.runfiles.lock import held
 from curate.runfiles.memo import Memo
 from curate.runfiles.status import Reporter
 from curate.runfiles.summary import TrainingSummary
-from curate.settings import PretrainSettings, ProbeSettings, RunSettings, TrainingSettings
+from curate.settings import (
+    OnSetsSettings,
+    PretrainSettings,
+    ProbeSettings,
+    RunSettings,
+    TrainingSettings,
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,19 +58,19 @@ def pretrain(
     """
     chosen = settings.pretrain or PretrainSettings()
     if place is not None:  # whoever says where holds the lock
-        return _train(settings, chosen, chosen.data, place, fresh)
+        return _train(settings, chosen, place, fresh)
     with held(settings.output, "pretrain"), Reporter(settings.output) as status:
         place = _inside("pretrain", RunFiles(settings.output).pretrain)
         with status.stage("pretrain"):
-            return _train(settings, chosen, chosen.data, place, fresh, status)
+            return _train(settings, chosen, place, fresh, status)
 
 
-def pretrain_on_target(settings: RunSettings, *, fresh: bool = False) -> str:
+def pretrain_encoder(settings: RunSettings, *, fresh: bool = False) -> str:
     """Step 1 of the algorithm. Returns the folder of the encoder."""
-    chosen = settings.encoder.pretrain_on_target
+    chosen = settings.encoder.pretrain
     assert chosen is not None
     files = RunFiles(settings.output).target_encoder
-    _train(settings, chosen, ["target"], _inside("encoder.pretrain_on_target", files), fresh)
+    _train(settings, chosen, _inside("encoder.pretrain", files), fresh)
     return files.folder
 
 
@@ -76,24 +82,25 @@ def _inside(section: str, files: TrainingFiles) -> Place:
 
 def _train(
     settings: RunSettings,
-    chosen: TrainingSettings,
-    data: list[str],
+    chosen: OnSetsSettings,
     place: Place,
     fresh: bool,
     status: Reporter | None = None,
 ) -> TrainingSummary:
     """status: is begun once nothing is refused any more."""
-    section, files = place.section, place.files
+    section, files, data = place.section, place.files, chosen.data
     memo = Memo(files.memo)
     placement = placement_of(chosen.resources, section, place.at_once)
     weights = first_weights(chosen, settings.encoder, section)
     _check(settings, chosen, data, section, placement.workers, weights)
     if fresh:
         storage.remove_tree(files.folder)
-    memo.refuse_other({"data": materialise.request(settings, data)}, place.remedy)
+    memo.refuse_other(
+        {"data": materialise.request(settings, data, chosen.open_sample)}, place.remedy
+    )
     if status is not None:
         status.begin()
-    index = materialise.training_images(settings, data, place.images)
+    index = materialise.training_images(settings, data, place.images, chosen.open_sample)
     plan = make_plan(
         chosen,
         settings.encoder,
@@ -102,8 +109,7 @@ def _train(
         workers=placement.workers,
         section=section,
     )
-    shares = chosen.shares if isinstance(chosen, PretrainSettings) else None
-    sets = sets_of(data, shares, index.images, index.open_images, section)
+    sets = sets_of(data, chosen.shares, index.images, index.open_images, section)
     plan = replace(plan, sets=sets, begins=beginning_of(chosen, weights))
     inputs = {
         "data": index.made_from,
@@ -131,7 +137,7 @@ def _train(
             )
             log.info("%s: sees %s", section, seen)
         launch(job, placement, chosen.resources.restarts)
-    return _summary(files, plan, index, placement, data, chosen)
+    return _summary(files, plan, index, placement, chosen)
 
 
 def check(settings: RunSettings) -> None:
@@ -140,12 +146,12 @@ def check(settings: RunSettings) -> None:
     Raises CurateError for a model that cannot be, a batch that workers cannot share, a cluster
     without room for them, and manifests that are not there.
     """
-    first, final = settings.encoder.pretrain_on_target, settings.pretrain
+    first, final = settings.encoder.pretrain, settings.pretrain
     if first is not None:
-        section = "encoder.pretrain_on_target"
+        section = "encoder.pretrain"
         workers = placement_of(first.resources, section).workers
         weights = first_weights(first, settings.encoder, section)
-        _check(settings, first, ["target"], section, workers, weights)
+        _check(settings, first, first.data, section, workers, weights)
     if final is not None:
         # One that this run does not start may be meant for another cluster
         here = "coreset" in final.data
@@ -220,8 +226,7 @@ def _summary(
     plan: TrainingPlan,
     index: Index,
     placement: Placement,
-    data: list[str],
-    chosen: TrainingSettings,
+    chosen: OnSetsSettings,
 ) -> TrainingSummary:
     lines = storage.read_bytes(files.metrics).decode().splitlines()
     records = [json.loads(line) for line in lines]
@@ -245,7 +250,7 @@ def _summary(
         images_per_s=round(last["images_per_s"], 1),
         seconds=round(last["seconds"], 1),
         encoder=files.folder,
-        seen=dict(zip(data if plan.sets else ["all"], plan.seen(), strict=True)),
+        seen=dict(zip(chosen.data if plan.sets else ["all"], plan.seen(), strict=True)),
         init=chosen.init.weights if chosen.init else None,
     )
     storage.write_json(files.summary, asdict(summary))

@@ -25,6 +25,8 @@ from curate.settings.sources import (
 )
 from curate.settings.training import (
     CheckpointSettings,
+    EncoderTrainingSettings,
+    OnSetsSettings,
     OptimizerSettings,
     PretrainSettings,
     ProbeSettings,
@@ -44,11 +46,13 @@ __all__ = [
     "DetectionSettings",
     "EmbedSettings",
     "EncoderSettings",
+    "EncoderTrainingSettings",
     "EvaluateSettings",
     "FinetuneSettings",
     "ImageFolderSettings",
     "ImageSettings",
     "ManyRunsSettings",
+    "OnSetsSettings",
     "OptimizerSettings",
     "ParquetSettings",
     "PretrainSettings",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from curate.settings import where
 from curate.settings.base import AbsolutePath, AutoBudget, Budget, Label, Positive, Settings
-from curate.settings.training import TrainingSettings
+from curate.settings.training import EncoderTrainingSettings
 
 Ratio = Literal["linear", "logistic", "kernel"]  # how a density ratio is estimated
 
@@ -16,10 +17,13 @@ Ratio = Literal["linear", "logistic", "kernel"]  # how a density ratio is estima
 class EncoderSettings(Settings):
     """E: image → embedding. A timm backbone with its pretrained, given or seeded random weights."""
 
+    moved: ClassVar[Mapping[str, str]] = {"pretrain_on_target": "pretrain"}
+
     backbone: str = "resnet50"
     pretrained: bool = False  # download timm's weights
     checkpoint: str | None = None  # a state dict, or a folder of an encoder made here
-    pretrain_on_target: TrainingSettings | None = None  # step 1 of the algorithm: train it on X
+    # Step 1 of the algorithm: train it on X, or on X and a sample of U
+    pretrain: EncoderTrainingSettings | None = None
     seed: int = Field(0, ge=0)  # of the random weights, where neither of these is given
     image_px: int = Field(224, ge=8, le=4096)
     small_stem: bool = False  # a ResNet's first layer made for images of 64 px and less
@@ -32,12 +36,12 @@ class EncoderSettings(Settings):
         given = {
             "pretrained": self.pretrained,
             "checkpoint": self.checkpoint,
-            "pretrain_on_target": self.pretrain_on_target,
+            "pretrain": self.pretrain,
         }
-        own = self.pretrain_on_target
+        own = self.pretrain
         for name in ("backbone", "image_px", "small_stem"):
             if own is not None and getattr(own, name) is not None:
-                raise ValueError(f"pretrain_on_target.{name}: set encoder.{name} instead")
+                raise ValueError(f"pretrain.{name}: set encoder.{name} instead")
         several = [name for name, value in given.items() if value]
         if len(several) > 1:
             raise ValueError(f"set {' or '.join(several)}, not both")

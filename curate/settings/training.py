@@ -199,16 +199,14 @@ class TrainingSettings(Settings):
         return self
 
 
-class PretrainSettings(TrainingSettings):
-    """Pretraining on any union of sets."""
+class OnSetsSettings(TrainingSettings):
+    """Training on a union of sets."""
 
-    # target, coreset (of this run), open, and other coresets' manifests by their path
-    data: Annotated[list[Path], BeforeValidator(as_list), Field(min_length=1)] = Field(
-        ["target", "coreset"]
-    )
+    data: Annotated[list[Path], BeforeValidator(as_list), Field(min_length=1)] = Field(["target"])
     # Of what is seen, which share is of each; as many as it has images, where unset.
     # `data: {target: 0.5, coreset: 0.5}` sets both
     shares: list[Share] | None = None
+    open_sample: int | None = Field(None, ge=1)  # images of `open`; all where unset
 
     @model_validator(mode="before")
     @classmethod
@@ -220,7 +218,7 @@ class PretrainSettings(TrainingSettings):
         return given
 
     @model_validator(mode="after")
-    def _shared_out(self) -> PretrainSettings:
+    def _shared_out(self) -> OnSetsSettings:
         if self.shares is None:
             return self
         if len(self.data) != 2 or "target" not in self.data:
@@ -230,9 +228,35 @@ class PretrainSettings(TrainingSettings):
         return self
 
     @model_validator(mode="after")
-    def _each_once(self) -> PretrainSettings:
+    def _each_once(self) -> OnSetsSettings:
         if len(set(self.data)) < len(self.data):
             raise ValueError("data: the same set is named twice")
+        if self.open_sample is not None and "open" not in self.data:
+            raise ValueError(f"open_sample={self.open_sample}: of open, which data does not name")
+        return self
+
+
+class EncoderTrainingSettings(OnSetsSettings):
+    """Step 1 of the algorithm: of the retrieval encoder, before there is a coreset."""
+
+    @model_validator(mode="after")
+    def _before_selection(self) -> EncoderTrainingSettings:
+        for name in self.data:
+            if name not in ("target", "open"):
+                raise ValueError(f"data: {name} is neither target nor open")
+        return self
+
+
+class PretrainSettings(OnSetsSettings):
+    """Step 3: on the merged set, or any other."""
+
+    # target, coreset (of this run), open, and other coresets' manifests by their path
+    data: Annotated[list[Path], BeforeValidator(as_list), Field(min_length=1)] = Field(
+        ["target", "coreset"]
+    )
+
+    @model_validator(mode="after")
+    def _apart(self) -> PretrainSettings:
         if "open" in self.data and len(set(self.data) - {"open", "target"}):
             raise ValueError("data: a coreset is part of the open set; leave out one of them")
         for name in self.data:

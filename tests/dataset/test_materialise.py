@@ -93,6 +93,10 @@ def _counted(table: pa.Table, images: int) -> list[dict[str, Any]]:
     return rows
 
 
+def images_of(folder: Path) -> list[bytes]:
+    return [row["image"] for row in rows_of(folder)]
+
+
 def check_bytes(folder: Path, index: Index, expected: list[bytes]) -> None:
     """In the order of the plan, whole, with their digests, and counted."""
     rows = rows_of(folder)
@@ -124,6 +128,22 @@ def test_open_sets_of_every_kind(document: Document, tmp_path: Path) -> None:
     labels = {(row["source"], row["key"]): row["label"] for row in rows_of(tmp_path)}
     assert labels["tars", "0100"] == "class1" and labels["tables", "0201.png"] == "class0"
     assert labels["folder", "b/deeper/0001.png"] == "b"
+
+
+def test_a_sample_of_the_open_set(document: Document, tmp_path: Path) -> None:
+    """Of every kind of source; the same ones again; and no more than there are."""
+    settings, all_of_it = settings_of(document), open_bytes(root_of(document))
+    for folder in ("once", "again"):
+        index = materialise.training_images(
+            settings, ["target", "open"], str(tmp_path / folder), sample=40
+        )
+        assert (index.images - index.open_images, index.open_images + index.rejected) == (24, 40)
+    first, again = (images_of(tmp_path / folder) for folder in ("once", "again"))
+    assert first == again
+    assert set(first[24:]) < set(all_of_it) and len(set(first[24:])) == index.open_images
+    whole = materialise.training_images(settings, ["open"], str(tmp_path / "all"), sample=10**6)
+    assert sorted(images_of(tmp_path / "all")) == sorted(all_of_it)
+    assert index.fingerprint != whole.fingerprint
 
 
 def test_union_in_the_order_that_was_asked_for(document: Document, tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def full(tmp_path_factory, ray_session) -> tuple[dict[str, Any], dict[str, Any]]
     probe = {"train": labelled, "test": labelled, "every": 2, "k": 1}
     document = document_of(root, data=["target", "coreset"], probe=probe)
     own = {"epochs": 2, "batch_size": 8, "optimizer": {"learning_rate": 0.01}}
-    document["encoder"]["pretrain_on_target"] = {**own, "resources": TWO_CPU_WORKERS}
+    sampled = {"data": {"target": 0.7, "open": 0.3}, "open_sample": 10}
+    document["encoder"]["pretrain"] = {**own, **sampled, "resources": TWO_CPU_WORKERS}
     return document, run(parsed(document), fresh=True)
 
 
@@ -88,7 +89,7 @@ def test_one_config_runs_the_whole_algorithm(full) -> None:
     assert (trained.images, trained.open_images) == (24 + 12, 12)
     assert trained.steps == 4 * (36 // 8)
     assert json.loads((output / "summary.json").read_text()) == summary.to_json()
-    # The embeddings are those of the encoder that was trained on X
+    # The embeddings are those of the encoder that was trained on X and a sample of U
     on_target = output / "target_encoder"
     seen = load_file(output / "encoder.safetensors")
     trained_on_x = weights(on_target)
@@ -98,7 +99,7 @@ def test_one_config_runs_the_whole_algorithm(full) -> None:
     assert not same(weights(output / "pretrain"), weights(on_target))
     cards = [json.loads((output / f / "encoder.json").read_text()) for f in FOLDERS]
     assert cards[0]["dataset"] != cards[1]["dataset"]
-    assert [card["images"] for card in cards] == [24, 36]
+    assert [card["images"] for card in cards] == [24 + 10, 36]
 
 
 FOLDERS = ("target_encoder", "pretrain")

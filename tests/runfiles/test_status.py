@@ -76,12 +76,12 @@ def test_a_stage_that_takes_long_is_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "EVERY_S", 0.05)
-    with Reporter(str(tmp_path)) as reporter, reporter.stage("pretrain_on_target"):
+    with Reporter(str(tmp_path)) as reporter, reporter.stage("pretrain_encoder"):
         deadline = time.monotonic() + 20
         while not (tmp_path / "status.json").exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        assert Status.read(str(tmp_path)).stage == "pretrain_on_target"
+        assert Status.read(str(tmp_path)).stage == "pretrain_encoder"
 
 
 def test_silence_is_told_of() -> None:

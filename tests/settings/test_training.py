@@ -47,7 +47,7 @@ def error_of(**sections: Any) -> str:
 
 
 def test_pretraining_is_off_unless_it_is_asked_for() -> None:
-    assert parse().pretrain is None and parse().encoder.pretrain_on_target is None
+    assert parse().pretrain is None and parse().encoder.pretrain is None
     settings = pretrain()
     assert (settings.method, settings.preset) == ("simclr", None)
     assert settings.data == ["target", "coreset"]
@@ -86,6 +86,34 @@ def test_beginnings() -> None:
 )
 def test_mistakes_of_a_beginning(given: dict[str, Any], said: str) -> None:
     assert error_of(pretrain={"init": given}).startswith(said)
+
+
+def test_sets_of_an_encoder() -> None:
+    own = parse(encoder={"pretrain": {}}).encoder.pretrain
+    assert own is not None and (own.data, own.open_sample) == (["target"], None)
+    given = {"data": ["target", "open"], "open_sample": 50_000}
+    own = parse(encoder={"pretrain": given}).encoder.pretrain
+    assert own is not None and (own.data, own.open_sample) == (["target", "open"], 50_000)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"data": ["target", "coreset"]},
+            "encoder.pretrain: data: coreset is neither target nor open",
+        ),
+        ({"open_sample": 9}, "encoder.pretrain: open_sample=9: of open, which data does not name"),
+        ({"data": "open", "open_sample": 0}, "encoder.pretrain.open_sample=0: must be at least 1"),
+    ],
+)
+def test_mistakes_of_an_encoders_sets(given: dict[str, Any], said: str) -> None:
+    assert error_of(encoder={"pretrain": given}) == said
+
+
+def test_the_encoders_training_of_before_names_the_new_key() -> None:
+    given = {"pretrain_on_target": {"method": "moco"}}
+    assert error_of(encoder=given) == "encoder.pretrain_on_target: moved; set encoder.pretrain"
 
 
 def test_shares() -> None:
@@ -142,10 +170,10 @@ def test_probe_needs_no_names() -> None:
 
 def test_target_encoder_takes_the_encoders_model() -> None:
     encoder = parse(
-        encoder={"image_px": 64, "pretrain_on_target": {"method": "moco", "epochs": "auto"}}
+        encoder={"image_px": 64, "pretrain": {"method": "moco", "epochs": "auto"}}
     ).encoder
-    assert encoder.pretrain_on_target is not None
-    assert encoder.pretrain_on_target.method == "moco"
+    assert encoder.pretrain is not None
+    assert encoder.pretrain.method == "moco"
 
 
 # What is not
@@ -285,8 +313,8 @@ def test_mistakes_of_pretraining(keys: dict[str, Any], message: str) -> None:
 def test_mistakes_in_a_group(group: str, keys: dict[str, Any], message: str) -> None:
     """Of `pretrain` and of the target encoder's training alike."""
     assert error_of(pretrain={group: keys}) == f"pretrain.{group}{message}"
-    encoder = {"pretrain_on_target": {group: keys}}
-    assert error_of(encoder=encoder) == f"encoder.pretrain_on_target.{group}{message}"
+    encoder = {"pretrain": {group: keys}}
+    assert error_of(encoder=encoder) == f"encoder.pretrain.{group}{message}"
 
 
 @pytest.mark.parametrize(
@@ -327,8 +355,8 @@ def test_flat_keys_of_before_name_the_new_ones(key: str, tmp_path: Path) -> None
     """In a file, in either section, and on the command line; and the new key is there."""
     now = MOVED[key]
     assert error_of(pretrain={key: FLAT[key]}) == f"pretrain.{key}: moved; set pretrain.{now}"
-    section = "encoder.pretrain_on_target"
-    message = error_of(encoder={"pretrain_on_target": {key: FLAT[key]}})
+    section = "encoder.pretrain"
+    message = error_of(encoder={"pretrain": {key: FLAT[key]}})
     assert message == f"{section}.{key}: moved; set {section}.{now}"
 
     path = tmp_path / "run.yaml"
@@ -357,32 +385,32 @@ def test_recipes_keep_the_limits_that_users_must() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"method": "nope"}, f"encoder.pretrain_on_target.method=nope: must be {KNOWN}"),
+        ({"method": "nope"}, f"encoder.pretrain.method=nope: must be {KNOWN}"),
         (
             {"backbone": "resnet18"},
-            "encoder: pretrain_on_target.backbone: set encoder.backbone instead",
+            "encoder: pretrain.backbone: set encoder.backbone instead",
         ),
-        ({"image_px": 32}, "encoder: pretrain_on_target.image_px: set encoder.image_px instead"),
+        ({"image_px": 32}, "encoder: pretrain.image_px: set encoder.image_px instead"),
         (
             {"small_stem": False},
-            "encoder: pretrain_on_target.small_stem: set encoder.small_stem instead",
+            "encoder: pretrain.small_stem: set encoder.small_stem instead",
         ),
     ],
 )
 def test_mistakes_of_a_target_encoder(keys: dict[str, Any], message: str) -> None:
-    assert error_of(encoder={"pretrain_on_target": keys}) == message
+    assert error_of(encoder={"pretrain": keys}) == message
 
 
 @pytest.mark.parametrize(
     ("encoder", "message"),
     [
         (
-            {"pretrain_on_target": {}, "pretrained": True},
-            "encoder: set pretrained or pretrain_on_target, not both",
+            {"pretrain": {}, "pretrained": True},
+            "encoder: set pretrained or pretrain, not both",
         ),
         (
-            {"pretrain_on_target": {}, "checkpoint": "x.pt"},
-            "encoder: set checkpoint or pretrain_on_target, not both",
+            {"pretrain": {}, "checkpoint": "x.pt"},
+            "encoder: set checkpoint or pretrain, not both",
         ),
         (
             {"checkpoint": "x.pt", "pretrained": True},
@@ -411,12 +439,12 @@ PROBE = {"train": FOLDER, "test": FOLDER}
             "pretrain.probe.test.pth: unknown key; did you mean path?",
         ),
         (
-            {"encoder": {"pretrain_on_target": {"metod": "moco"}}},
-            "encoder.pretrain_on_target.metod: unknown key; did you mean method?",
+            {"encoder": {"pretrain": {"metod": "moco"}}},
+            "encoder.pretrain.metod: unknown key; did you mean method?",
         ),
         (
-            {"encoder": {"pretrain_on_target": {"probe": {**PROBE, "evry": 3}}}},
-            "encoder.pretrain_on_target.probe.evry: unknown key; did you mean every?",
+            {"encoder": {"pretrain": {"probe": {**PROBE, "evry": 3}}}},
+            "encoder.pretrain.probe.evry: unknown key; did you mean every?",
         ),
         (
             {"open": [{"name": "web", "kind": "webdataset", "path": "a", "pth": "b"}]},
@@ -433,10 +461,3 @@ PROBE = {"train": FOLDER, "test": FOLDER}
 def test_misspelt_keys_at_any_depth(sections: dict[str, Any], message: str) -> None:
     """Keys of that section, not of another one."""
     assert error_of(**sections) == message
-
-
-def test_data_is_no_key_of_a_target_encoder() -> None:
-    """It trains on the target alone."""
-    message = error_of(encoder={"pretrain_on_target": {"data": ["open"]}})
-    assert message.startswith("encoder.pretrain_on_target.data: unknown key; known here: ")
-    assert " data," not in message.partition("known here:")[2]

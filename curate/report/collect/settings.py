@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from curate.settings import EncoderSettings, RunSettings
+from curate.settings import EncoderSettings, OnSetsSettings, RunSettings
 
 
 def public(uri: str) -> str:
@@ -33,8 +33,8 @@ def as_yaml(settings: RunSettings) -> str:
 
 def encoder(settings: EncoderSettings) -> str:
     """In words: the backbone, and where its weights are from."""
-    if settings.pretrain_on_target is not None:
-        origin = f"pretrained on the target set by {settings.pretrain_on_target.method}"
+    if settings.pretrain is not None:
+        origin = f"pretrained on {_sets(settings.pretrain)} by {settings.pretrain.method}"
     elif settings.checkpoint is not None:
         origin = f"weights of {public(settings.checkpoint)}"
     elif settings.pretrained:
@@ -42,3 +42,10 @@ def encoder(settings: EncoderSettings) -> str:
     else:
         origin = "random weights"
     return f"{settings.backbone} at {settings.image_px} px ({origin})"
+
+
+def _sets(chosen: OnSetsSettings) -> str:
+    """`the target set and 50,000 images of the open set`."""
+    some = f"{chosen.open_sample:,} images of " if chosen.open_sample else ""
+    named = {"target": "the target set", "open": f"{some}the open set"}
+    return " and ".join(named[name] for name in chosen.data)
