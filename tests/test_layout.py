@@ -69,6 +69,7 @@ PURE = [
         "images",
         "names",
         "keyspace",
+        "settings.recipe",
         "settings.recipes",
         "methods",
     ),

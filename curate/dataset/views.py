@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from curate.settings.recipes import View
+from curate.settings.recipe import View
 
 ASPECT = (3 / 4, 4 / 3)  # of crops, as in all the methods' sources
 TRIES = 10  # to find a crop that lies inside the image

@@ -20,7 +20,7 @@ from curate.evaluate.descent import descend, sgd
 from curate.evaluate.features import features_of
 from curate.images import Preprocessing
 from curate.settings import FinetuneSettings, ImageSettings, SgdSettings
-from curate.settings.recipes import View
+from curate.settings.recipe import View
 
 # SimCore's authors', train_sup.py: a crop of 20 to 100 % of the area, flipped half the time
 CROP = View(1, scale=(0.2, 1.0), jitter_p=0, grey_p=0)

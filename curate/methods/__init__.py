@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from curate.methods.base import Batch, Clock, Context, Method
+from curate.methods.base import Batch, Clock, Context, Method, Teacher
 from curate.methods.byol import BYOL
 from curate.methods.dino import DINO
+from curate.methods.distill import Distill
 from curate.methods.drlim import DrLIM
 from curate.methods.exemplar import ExemplarCNN
 from curate.methods.mae import MAE
@@ -21,8 +22,9 @@ METHODS: dict[str, type[Method]] = {
     "swav": SwAV,
     "dino": DINO,
     "mae": MAE,
+    "distill": Distill,
     "drlim": DrLIM,
     "exemplar": ExemplarCNN,
 }
 
-__all__ = ["METHODS", "Batch", "Clock", "Context", "Method"]
+__all__ = ["METHODS", "Batch", "Clock", "Context", "Method", "Teacher"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from curate.settings.recipes import Option
+from curate.settings.recipe import Option
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,27 @@ class Clock:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A frozen network, and how it wants the images that the student sees."""
+
+    module: nn.Module  # (N, 3, px, px) → (N, feature_dim); in evaluation mode
+    feature_dim: int
+    px: int
+    # From the student's normalised pixels to its own: x · scale + shift, each (1, 3, 1, 1)
+    scale: Tensor
+    shift: Tensor
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """(N, 3, ·, ·) as the student sees them → (N, feature_dim)."""
+        images = images * self.scale + self.shift
+        if images.shape[-1] != self.px:
+            images = F.interpolate(images, size=self.px, mode="bicubic", antialias=True)
+        features: Tensor = self.module(images)
+        return features
+
+
+@dataclass(frozen=True)
 class Context:
     """What a method is built for."""
 
@@ -57,6 +78,7 @@ class Context:
     global_views: int  # of full size
     options: dict[str, Option]
     begun: bool = False  # the backbone has weights to begin from, which are to be left as they are
+    teacher: Teacher | None = None  # of the method that needs one
 
     def number(self, name: str) -> float:
         return float(self.options[name])
@@ -77,6 +99,7 @@ class Method(nn.Module):
     noise = 0  # how many random numbers an image
     needs_labels = False
     needs_vit = False
+    needs_teacher = False
 
     def __init__(self, backbone: nn.Module, context: Context) -> None:
         super().__init__()
@@ -160,6 +183,18 @@ def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
     slow_weights = [p.data for p in slow.parameters()]
     fast_weights = [p.data for p in fast.parameters()]
     torch._foreach_lerp_(slow_weights, fast_weights, 1 - momentum)
+
+
+@torch.no_grad()
+def enqueue(queue: Tensor, end: Tensor, rows: Tensor) -> None:
+    """Rows take the place of the queue's oldest, in place; they may be more than it has.
+
+    queue (K, d); end (): where the newest ends.
+    """
+    rows = rows[-len(queue) :]
+    place = (end + torch.arange(len(rows), device=rows.device)) % len(queue)
+    queue[place] = rows
+    end.copy_((end + len(rows)) % len(queue))
 
 
 def cosine(start: float, end: float, progress: float) -> float:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from curate.methods.base import Batch, Context, Method, follow, mlp, momentum_copy, unit
+from curate.methods.base import Batch, Context, Method, enqueue, follow, mlp, momentum_copy, unit
 from curate.methods.ranks import gather
 
 
@@ -47,16 +47,8 @@ class MoCo(Method):
             key = unit(self.key_projector(self.key_backbone(batch.views[1])))
         # A copy: the queue moves on before the gradient is taken
         loss = info_nce(query, key, self.queue.clone(), self.temperature)
-        self._enqueue(gather(key))
+        enqueue(self.queue, self.queue_end, gather(key))
         return loss, features
-
-    @torch.no_grad()
-    def _enqueue(self, keys: Tensor) -> None:
-        """The batch's keys take the place of the oldest; a batch may be longer than the queue."""
-        keys = keys[-len(self.queue) :]
-        place = (self.queue_end + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        self.queue[place] = keys
-        self.queue_end.copy_((self.queue_end + len(keys)) % len(self.queue))
 
     def after_step(self) -> None:
         momentum = self.context.number("momentum")

@@ -1,56 +1,110 @@
-"""The weights that a training begins from, as its settings name them."""
+"""Networks that a training does not make: the weights that it begins from, and its teacher."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from curate import storage
 from curate.embedding import encoders
 from curate.embedding.encoders import Card, Encoder, Keys
+from curate.errors import CurateError
 from curate.pretraining.adapt import Beginning
-from curate.runfiles.files import EncoderFiles, RunFiles
+from curate.pretraining.plan import Taught
+from curate.runfiles.files import EncoderFiles, RunFiles, TrainingFiles
 from curate.settings import EncoderSettings, TrainingSettings
 
 TIMM = "timm"  # in place of a checkpoint: the library's own weights for the backbone
 
 
-def first_weights(
-    chosen: TrainingSettings, encoder: EncoderSettings, section: str
-) -> Encoder | None:
-    """The backbone with the weights that `init` names, of timm, a checkpoint, an encoder made here,
-    or the one that a run has pretrained; None without `init`.
+@dataclass(frozen=True)
+class Given:
+    first: Encoder | None = None  # the backbone, with the weights that `init` names
+    teacher: Encoder | None = None
+    teacher_settings: EncoderSettings | None = None  # that build it again, elsewhere
+
+    def in_plan(self, chosen: TrainingSettings) -> dict[str, Any]:
+        """The plan's fields for them, known by their weights."""
+        begins = taught = None
+        if self.first is not None and chosen.init is not None:
+            how = chosen.init.model_dump(exclude={"weights"})
+            begins = Beginning(weights=encoders.weights_hash(self.first.module), **how)
+        if self.teacher is not None:
+            digest = encoders.weights_hash(self.teacher.module)
+            taught = Taught(digest, self.teacher.preprocessing.image_px)
+        return {"begins": begins, "taught": taught}
+
+    def save(self, files: TrainingFiles) -> None:
+        """For all workers, who reach neither a hub nor, it may be, what the config names."""
+        if self.first is not None:
+            self.first.save(files.init)
+        if self.teacher is not None:
+            self.teacher.save(files.teacher)
+
+
+def given(chosen: TrainingSettings, encoder: EncoderSettings, section: str) -> Given:
+    """What `init` and `teacher` name: of timm, a checkpoint, an encoder made here, or the one that
+    a run has pretrained.
 
     Raises CurateError, naming the key in `section`, for weights that cannot be had or do not fit.
     """
-    if chosen.init is None:
-        return None
+    first = teacher = settings = None
+    if chosen.init is not None:
+        first = encoders.build(_first(chosen, encoder), _keys(section, "init.weights"))
+    if chosen.teacher is not None:
+        settings = _teacher(chosen, encoder, section)
+        teacher = encoders.build(settings, _keys(f"{section}.teacher", "weights"))
+    return Given(first, teacher, settings)
+
+
+def _keys(section: str, weights: str) -> Keys:
+    return Keys(section, checkpoint=weights, pretrained=f"{weights}={TIMM}")
+
+
+def _first(chosen: TrainingSettings, encoder: EncoderSettings) -> EncoderSettings:
+    assert chosen.init is not None
     own: dict[str, Any] = {
         name: getattr(chosen, name)
         for name in ("backbone", "image_px", "small_stem")
         if getattr(chosen, name) is not None
     }
-    own |= {"pretrain": None, "pretrained": False, "checkpoint": None}
-    if chosen.init.weights == TIMM:
-        own["pretrained"] = True
-    else:
-        place = _folder_of(chosen.init.weights)
-        own["checkpoint"] = place
-        card = Card.read(EncoderFiles(place))
-        if card is not None:  # images as it has seen them, unless the config says how
-            own |= {"mean": encoder.mean or card.mean, "std": encoder.std or card.std}
-    keys = Keys(section, checkpoint="init.weights", pretrained=f"init.weights={TIMM}")
-    return encoders.build(encoder.model_copy(update=own), keys)
+    place = _place(chosen.init.weights)
+    card = Card.read(EncoderFiles(place)) if place else None
+    if card is not None:  # images as it has seen them, unless the config says how
+        own |= {"mean": encoder.mean or card.mean, "std": encoder.std or card.std}
+    return encoder.model_copy(update=own | _weights(place))
 
 
-def beginning_of(chosen: TrainingSettings, weights: Encoder | None) -> Beginning | None:
-    if chosen.init is None or weights is None:
+def _teacher(chosen: TrainingSettings, encoder: EncoderSettings, section: str) -> EncoderSettings:
+    told = chosen.teacher
+    assert told is not None
+    place = _place(told.weights)
+    card = Card.read(EncoderFiles(place)) if place else None
+    backbone = told.backbone or (card.backbone if card else None)
+    if backbone is None:
+        raise CurateError(
+            f"{section}.teacher.weights={told.weights}: has no encoder.json that says what it is; "
+            f"set {section}.teacher.backbone"
+        )
+    views_px = chosen.image_px or encoder.image_px
+    return EncoderSettings(
+        backbone=backbone,
+        image_px=told.image_px or (card.image_px if card else None) or views_px,
+        small_stem=bool(card and card.small_stem),
+        mean=card.mean if card else None,
+        std=card.std if card else None,
+        **_weights(place),
+    )
+
+
+def _weights(place: str | None) -> dict[str, Any]:
+    return {"pretrain": None, "pretrained": place is None, "checkpoint": place}
+
+
+def _place(weights: str) -> str | None:
+    """None for timm's; of a run, the folder of the encoder that it has pretrained."""
+    if weights == TIMM:
         return None
-    how = chosen.init.model_dump(exclude={"weights"})
-    return Beginning(weights=encoders.weights_hash(weights.module), **how)
-
-
-def _folder_of(place: str) -> str:
-    """Of a run: that of the encoder that it has pretrained."""
-    pretrained = RunFiles(place).pretrain
-    own = storage.exists(EncoderFiles(place).card)
-    return pretrained.folder if not own and storage.exists(pretrained.card) else place
+    pretrained = RunFiles(weights).pretrain
+    own = storage.exists(EncoderFiles(weights).card)
+    return pretrained.folder if not own and storage.exists(pretrained.card) else weights

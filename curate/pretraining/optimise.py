@@ -11,11 +11,11 @@ from torch import nn
 from torch.optim import Optimizer
 
 from curate.methods.base import Clock, Method, cosine
-from curate.settings import recipes
+from curate.settings.recipe import Optimizer as OptimizerRecipe
 
 
 def build_optimizer(
-    recipe: recipes.Optimizer, method: Method, shares: Mapping[int, float] | None = None
+    recipe: OptimizerRecipe, method: Method, shares: Mapping[int, float] | None = None
 ) -> Optimizer:
     """shares: id of a weight → what it has of the learning rate, of those that have not all of it.
 
@@ -51,7 +51,7 @@ def build_optimizer(
     return torch.optim.SGD(parts, lr=rate, momentum=momentum, nesterov=nesterov)
 
 
-def set_rates(recipe: recipes.Optimizer, optimizer: Optimizer, clock: Clock) -> float:
+def set_rates(recipe: OptimizerRecipe, optimizer: Optimizer, clock: Clock) -> float:
     """Set what this step's clock says; returns the learning rate."""
     rate = learning_rate(recipe, clock)
     decay = recipe.weight_decay
@@ -65,7 +65,7 @@ def set_rates(recipe: recipes.Optimizer, optimizer: Optimizer, clock: Clock) -> 
     return rate
 
 
-def clip(recipe: recipes.Optimizer, weights: Iterable[nn.Parameter]) -> None:
+def clip(recipe: OptimizerRecipe, weights: Iterable[nn.Parameter]) -> None:
     """Gradients, to the recipe's norm."""
     if recipe.clip_gradient is None:
         return
@@ -73,7 +73,7 @@ def clip(recipe: recipes.Optimizer, weights: Iterable[nn.Parameter]) -> None:
         nn.utils.clip_grad_norm_(group, recipe.clip_gradient)
 
 
-def learning_rate(recipe: recipes.Optimizer, clock: Clock) -> float:
+def learning_rate(recipe: OptimizerRecipe, clock: Clock) -> float:
     """Linear warm-up from near 0, then the schedule over what is left."""
     peak = recipe.learning_rate
     warmup = min(round(recipe.warmup_epochs * clock.steps_per_epoch), clock.steps)

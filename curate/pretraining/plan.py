@@ -11,12 +11,21 @@ from typing import Any
 from curate.errors import CurateError
 from curate.pretraining.adapt import Beginning
 from curate.settings import EncoderSettings, OptimizerSettings, TrainingSettings
-from curate.settings.recipes import RECIPES, Optimizer, Recipe, View
+from curate.settings.recipe import Optimizer, Recipe, View
+from curate.settings.recipes import RECIPES
 from curate.storage import Document
 
 log = logging.getLogger(__name__)
 
 IMAGENET_IMAGES = 1_281_167
+
+
+@dataclass(frozen=True)
+class Taught:
+    """By a frozen network."""
+
+    weights: str  # their sha256
+    image_px: int  # that it sees
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class TrainingPlan:
     # where all images are seen alike
     sets: tuple[tuple[int, float], ...] = ()
     begins: Beginning | None = None  # from random weights where None
+    taught: Taught | None = None
 
     def seen(self) -> list[float]:
         """How often an image of each set is, of one set where all are seen alike."""

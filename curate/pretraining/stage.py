@@ -5,6 +5,7 @@ data ──copy──> training set ──> workers (DDP) ──> checkpoints, m
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
@@ -14,8 +15,7 @@ import torch
 from curate import storage
 from curate.dataset import materialise
 from curate.dataset.training_set import Index
-from curate.embedding.encoders import Encoder
-from curate.pretraining.begin import beginning_of, first_weights
+from curate.pretraining.begin import Given, given
 from curate.pretraining.launch import LOADERS, Placement, launch, placement_of
 from curate.pretraining.plan import TrainingPlan, make_plan, sets_of
 from curate.pretraining.probe import Probe
@@ -91,8 +91,8 @@ def _train(
     section, files, data = place.section, place.files, chosen.data
     memo = Memo(files.memo)
     placement = placement_of(chosen.resources, section, place.at_once)
-    weights = first_weights(chosen, settings.encoder, section)
-    _check(settings, chosen, data, section, placement.workers, weights)
+    networks = given(chosen, settings.encoder, section)
+    _check(settings, chosen, data, section, placement.workers, networks)
     if fresh:
         storage.remove_tree(files.folder)
     memo.refuse_other(
@@ -110,7 +110,7 @@ def _train(
         section=section,
     )
     sets = sets_of(data, chosen.shares, index.images, index.open_images, section)
-    plan = replace(plan, sets=sets, begins=beginning_of(chosen, weights))
+    plan = replace(plan, sets=sets, **networks.in_plan(chosen))
     inputs = {
         "data": index.made_from,
         "dataset": index.fingerprint,
@@ -122,9 +122,8 @@ def _train(
     if storage.exists(files.card):
         log.info("%s: done before, at %s", section, files.folder)
     else:
-        if weights is not None:
-            weights.save(files.init)
-        job = _job(settings, chosen, plan, place, placement, weights)
+        networks.save(files)
+        job = _job(settings, chosen, plan, place, placement, networks)
         log.info(
             "%s: %s on %s, %d images, %d epochs of %d steps of %d, on %d %s",
             *(section, plan.method, plan.backbone, plan.images, plan.epochs, plan.steps_per_epoch),
@@ -150,8 +149,7 @@ def check(settings: RunSettings) -> None:
     if first is not None:
         section = "encoder.pretrain"
         workers = placement_of(first.resources, section).workers
-        weights = first_weights(first, settings.encoder, section)
-        _check(settings, first, first.data, section, workers, weights)
+        _check(settings, first, first.data, section, workers)
     if final is not None:
         # One that this run does not start may be meant for another cluster
         here = "coreset" in final.data
@@ -161,8 +159,7 @@ def check(settings: RunSettings) -> None:
             else final.resources.workers or 1
         )
         others = [name for name in final.data if name != "coreset"]
-        weights = first_weights(final, settings.encoder, "pretrain")
-        _check(settings, final, others, "pretrain", workers, weights)
+        _check(settings, final, others, "pretrain", workers)
 
 
 def _check(
@@ -171,7 +168,7 @@ def _check(
     data: list[str],
     section: str,
     workers: int,
-    weights: Encoder | None,
+    networks: Given | None = None,
 ) -> None:
     """Builds the model once, here and without its weights: what is wrong with it is told at once,
     not by a worker in a minute."""
@@ -179,9 +176,13 @@ def _check(
     plan = make_plan(
         chosen, settings.encoder, images=1 << 20, open_images=0, workers=workers, section=section
     )
-    plan = replace(plan, begins=beginning_of(chosen, weights))
+    networks = networks or given(chosen, settings.encoder, section)
+    plan = replace(plan, **networks.in_plan(chosen))
+    teacher = networks.teacher
+    if teacher is not None:
+        teacher = replace(teacher, module=copy.deepcopy(teacher.module))
     with torch.device("meta"):
-        Trainer(plan, torch.device("meta"), section=section)
+        Trainer(plan, torch.device("meta"), section=section, teacher=teacher)
 
 
 def _job(
@@ -190,27 +191,29 @@ def _job(
     plan: TrainingPlan,
     place: Place,
     placement: Placement,
-    weights: Encoder | None,
+    networks: Given,
 ) -> Job:
+    first = networks.first
     loaders = chosen.resources.loader_workers
     if loaders is None:
         loaders = min(LOADERS, placement.cpus - 1) if placement.gpu else 0
     return Job(
         section=place.section,
         plan=plan,
-        init=chosen.init.weights if chosen.init else None,
         files=place.files,
         data=place.images,
         cache_gb=chosen.resources.cache_gb,
         limits=settings.images,
-        mean=weights.preprocessing.mean if weights else settings.encoder.mean,
-        std=weights.preprocessing.std if weights else settings.encoder.std,
+        mean=first.preprocessing.mean if first else settings.encoder.mean,
+        std=first.preprocessing.std if first else settings.encoder.std,
         crop_fraction=settings.encoder.crop_fraction,
         probe=_probe(settings, chosen.probe, place.files) if chosen.probe else None,
         threads=1 if placement.gpu else max(1, placement.cpus - loaders),
         loader_workers=loaders,
         checkpoints=chosen.checkpoints,
         max_unreadable_fraction=chosen.max_unreadable_fraction,
+        init=chosen.init.weights if chosen.init else None,
+        teacher=networks.teacher_settings,
     )
 
 

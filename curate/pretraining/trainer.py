@@ -12,9 +12,9 @@ from curate.dataset.augment import Augment
 from curate.dataset.crops import Crops
 from curate.dataset.views import Shape, shapes
 from curate.embedding.backbones import build_backbone
-from curate.embedding.encoders import StateDict
+from curate.embedding.encoders import Encoder, StateDict
 from curate.errors import CurateError
-from curate.methods import METHODS, Batch, Clock, Context, Method
+from curate.methods import METHODS, Batch, Clock, Context, Method, Teacher
 from curate.methods.base import of_one_size
 from curate.methods.ranks import rank, world
 from curate.pretraining.adapt import plain_state, prepare, rate_shares
@@ -34,9 +34,10 @@ class Trainer:
         std: tuple[float, float, float] | None = None,
         section: str = "pretrain",
         weights: StateDict | None = None,
+        teacher: Encoder | None = None,
     ) -> None:
         """mean, std: RGB, of 0…1; the backbone's own where None. weights: of the backbone, that
-        the plan begins from.
+        the plan begins from. teacher: of a method that needs one; is moved to the device.
 
         Raises CurateError for a backbone that cannot be built, or not for this method.
         """
@@ -68,7 +69,7 @@ class Trainer:
             except ValueError as error:
                 raise CurateError(f"{section}.init.{error}") from error
         try:
-            self.method = self._build_method(backbone.module.train())
+            self.method = self._build_method(backbone.module.train(), teacher)
         except ValueError as error:
             raise CurateError(f"{section}.options: {error}") from error
         self.bf16 = _wants_bf16(plan.precision, device)
@@ -83,7 +84,7 @@ class Trainer:
             self.wrapped.broadcast_buffers = False
         self.step_number = 0
 
-    def _build_method(self, backbone: nn.Module) -> Method:
+    def _build_method(self, backbone: nn.Module, teacher: Encoder | None) -> Method:
         plan = self.plan
         context = Context(
             feature_dim=self.feature_dim,
@@ -92,6 +93,7 @@ class Trainer:
             global_views=sum(shape.view.count for shape in self.shapes if shape.view.side == 1),
             options=plan.recipe.options,
             begun=plan.begins is not None,
+            teacher=self._frozen(teacher) if teacher is not None else None,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
@@ -99,6 +101,21 @@ class Trainer:
         if self.device.type == "cuda" and world() > 1:
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
         return method.to(self.device).to(memory_format=torch.channels_last)
+
+    def _frozen(self, teacher: Encoder) -> Teacher:
+        seen = teacher.preprocessing
+        mine, its, my_std, its_std = (
+            torch.tensor(figures, device=self.device).view(1, 3, 1, 1)
+            for figures in (self.mean, seen.mean, self.std, seen.std)
+        )
+        module = teacher.module.eval().requires_grad_(False).to(self.device)
+        return Teacher(
+            module.to(memory_format=torch.channels_last),
+            teacher.feature_dim,
+            seen.image_px,
+            scale=my_std / its_std,
+            shift=(mine - its) / its_std,
+        )
 
     def encoder_state(self) -> StateDict:
         """What is kept of the training, for timm's own architecture."""

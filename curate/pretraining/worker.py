@@ -18,7 +18,7 @@ from torch import Tensor
 from curate import storage
 from curate.dataset.crops import CropDataset, loader
 from curate.dataset.training_set import TrainingSet
-from curate.embedding.encoders import Card
+from curate.embedding.encoders import Card, rebuild
 from curate.errors import CurateError
 from curate.images import Preprocessing
 from curate.methods.ranks import gather, rank, world
@@ -30,7 +30,7 @@ from curate.pretraining.plan import TrainingPlan
 from curate.pretraining.probe import Probe, knn_accuracy, open_probe
 from curate.pretraining.trainer import Trainer
 from curate.runfiles.files import TrainingFiles
-from curate.settings import CheckpointSettings, ImageSettings
+from curate.settings import CheckpointSettings, EncoderSettings, ImageSettings
 
 RECORD_EVERY = 100  # steps, where an epoch has more
 SHOW_EVERY_S = 2.0
@@ -42,7 +42,6 @@ class Job:
 
     section: str  # of the config, named in errors
     plan: TrainingPlan
-    init: str | None  # the name of what it begins from
     files: TrainingFiles
     data: str  # folder of the training set
     cache_gb: float | None  # of it, on each machine
@@ -55,6 +54,8 @@ class Job:
     loader_workers: int
     checkpoints: CheckpointSettings
     max_unreadable_fraction: float
+    init: str | None = None  # the name of what it begins from
+    teacher: EncoderSettings | None = None
 
 
 def work(job: Job, board: ActorHandle) -> None:
@@ -76,10 +77,12 @@ class _Worker:
         if device.type == "cuda":
             torch.cuda.set_device(device)
             torch.backends.cudnn.benchmark = True  # all batches are of one shape
-        weights = None
+        weights = teacher = None
         if job.plan.begins is not None:
             weights = load_safetensors(storage.read_bytes(job.files.init))
-        self.trainer = Trainer(job.plan, device, job.mean, job.std, job.section, weights)
+        if job.teacher is not None:
+            teacher = rebuild(job.teacher, job.files.teacher)
+        self.trainer = Trainer(job.plan, device, job.mean, job.std, job.section, weights, teacher)
         self.images = TrainingSet(job.data, job.cache_gb)
         if job.probe and rank() == 0:
             open_probe(job.probe)  # what is wrong with it is told now, not after so many epochs

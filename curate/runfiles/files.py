@@ -38,6 +38,7 @@ class TrainingFiles(EncoderFiles):
     memo = Name("config.yaml")
     images = Name("data")  # the copy that is trained on, where the training has one of its own
     init = Name("init.safetensors")  # what it begins from, for all workers
+    teacher = Name("teacher.safetensors")  # that it learns from, for all workers
     checkpoints = Name("checkpoints")
     metrics = Name("metrics.jsonl")
     events = Name("tensorboard")

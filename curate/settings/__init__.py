@@ -31,6 +31,7 @@ from curate.settings.training import (
     PretrainSettings,
     ProbeSettings,
     ResourceSettings,
+    TeacherSettings,
     TrainingSettings,
     ViewSettings,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "Source",
     "SourceSettings",
     "TargetSettings",
+    "TeacherSettings",
     "TrainingSettings",
     "UrlListSettings",
     "ViewSettings",

@@ -8,60 +8,9 @@ recipe's own batch size, and grow and shrink with the batch in proportion (Goyal
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
-from curate.settings.base import BelowOne, NotNegative, Positive
-
-Option = bool | int | float
-
-
-@dataclass(frozen=True)
-class View:
-    """One kind of random view: how many of it, which crop, and what is then done to its pixels."""
-
-    count: int
-    side: float = 1.0  # of the view, as a share of image_px
-    scale: tuple[float, float] = (0.08, 1.0)  # of the crop, as a share of the image's area
-    # Brightness, contrast, saturation: factors from 1 - x to 1 + x; hue: shift from -x to x turns
-    jitter: tuple[float, float, float, float] = (0.8, 0.8, 0.8, 0.2)
-    jitter_p: float = 0.8
-    grey_p: float = 0.2
-    blur_p: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # px, of images of 224
-    solarize_p: float = 0.0
-    flip_p: float = 0.5
-    bicubic: bool = False
-
-
-@dataclass(frozen=True)
-class Optimizer:
-    """How the weights follow their gradients. A config's section `optimizer` has the same keys, by
-    these types and limits."""
-
-    name: Literal["sgd", "adamw", "lars"]
-    learning_rate: Positive  # the peak, at the recipe's batch size
-    weight_decay: NotNegative
-    weight_decay_end: NotNegative | None = None  # by a cosine from weight_decay, where set
-    momentum: BelowOne = 0.9  # of SGD and LARS; Adam's beta1
-    adam_beta2: BelowOne = 0.999
-    nesterov: bool = False  # of SGD
-    warmup_epochs: NotNegative = 0
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
-    final_learning_rate_share: BelowOne = 0.0  # of the peak, where the cosine ends
-    clip_gradient: Positive | None = None  # its norm
-    clip_each: bool = False  # the norm of each weight's by itself
-    adapt_all: bool = False  # of LARS: biases and norms are adapted and decayed as well
-
-
-@dataclass(frozen=True)
-class Recipe:
-    views: tuple[View, ...]
-    optimizer: Optimizer
-    batch_size: int
-    epochs: int
-    options: dict[str, Option] = field(default_factory=dict)  # the method's own
-
+from curate.settings.recipe import Optimizer, Option, Recipe, View
 
 # SimCore: crop scale (0.2, 1), strong jitter, no blur, for every method with two views
 _SIMCORE_VIEW = View(1, scale=(0.2, 1.0))
@@ -270,6 +219,17 @@ _MAE_SIMCORE = replace(
     epochs=5000,
 )
 
+# Fang et al. 2021, arXiv:2101.04731, section 4.1, and its code: MoCo v2's views, of which student
+# and teacher see the same one, and its optimiser. The teacher's temperature is the paper's; the
+# code's default is 1e-4, which leaves next to nothing but the image itself.
+_DISTILL = Recipe(
+    views=(replace(_V2_VIEW, count=1),),
+    optimizer=_MOCO_V2.optimizer,
+    batch_size=256,
+    epochs=200,
+    options={"queue": 65_536, "student_temperature": 0.2, "teacher_temperature": 0.01},
+)
+
 # Hadsell, Chopra, LeCun 2006, equation 4, with pairs from views as in section 3.1.2. The paper's
 # small networks say nothing of today's optimisers; these are SimSiam's.
 _DRLIM = Recipe(
@@ -314,6 +274,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     },
     "dino": {"paper": _DINO, "simcore": _DINO_SIMCORE},
     "mae": {"paper": _MAE, "simcore": _MAE_SIMCORE},
+    "distill": {"seed": _DISTILL},
     "drlim": {"paper": _DRLIM},
     "exemplar": {"paper": _EXEMPLAR},
 }

@@ -9,7 +9,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 from pydantic import BeforeValidator, Field, create_model, model_validator
 
 from curate.settings.base import Path, Positive, Settings, Share, as_list, as_section
-from curate.settings.recipes import RECIPES, Optimizer, Option, Recipe
+from curate.settings.recipe import Optimizer, Option, Recipe
+from curate.settings.recipes import RECIPES
 from curate.settings.sources import LabelledSource
 
 
@@ -80,6 +81,20 @@ class InitSettings(Settings):
         return self
 
 
+class TeacherSettings(Settings):
+    """The frozen network that `distill` learns from."""
+
+    backbone: str | None = None  # what an encoder made here says of itself, where unset
+    weights: str = Field("timm", min_length=1)  # as in init
+    image_px: int | None = Field(None, ge=8, le=4096)  # views are resized to it; theirs where unset
+
+    @model_validator(mode="after")
+    def _known(self) -> TeacherSettings:
+        if self.weights == "timm" and self.backbone is None:
+            raise ValueError("backbone: set it, or weights to an encoder that was made here")
+        return self
+
+
 def _init(value: Any) -> Any:
     return {"weights": value} if isinstance(value, str) else value
 
@@ -144,6 +159,7 @@ class TrainingSettings(Settings):
     image_px: int | None = Field(None, ge=8, le=4096)
     small_stem: bool | None = None
     init: Annotated[InitSettings | None, BeforeValidator(_init)] = None  # random where unset
+    teacher: TeacherSettings | None = None  # of distill
     epochs: Annotated[int | Literal["auto"], BeforeValidator(_epochs)] | None = None
     steps: int | None = Field(None, ge=1)  # in place of epochs: the same for sets of any size
     batch_size: int | None = Field(None, ge=2)  # over all workers
@@ -177,6 +193,9 @@ class TrainingSettings(Settings):
             if isinstance(usual, bool) != isinstance(value, bool) or whole:
                 kind = {bool: "true or false", int: "a whole number"}.get(type(usual), "a number")
                 raise ValueError(f"options.{name}={value}: must be {kind}")
+        if (self.teacher is None) == (self.method == "distill"):
+            told = "distill needs one" if self.teacher is None else "of distill alone"
+            raise ValueError(f"teacher: {told}")
         if self.epochs is not None and self.steps is not None:
             raise ValueError("set epochs or steps, not both")
         return self

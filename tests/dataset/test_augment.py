@@ -24,7 +24,8 @@ from curate.dataset.views import (
     SOLARIZE,
     draw_parameters,
 )
-from curate.settings.recipes import RECIPES, View
+from curate.settings.recipe import View
+from curate.settings.recipes import RECIPES
 from tests.imagery import picture
 from tests.methods.conftest import one_thread  # noqa: F401
 

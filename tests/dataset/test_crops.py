@@ -22,7 +22,7 @@ from curate.errors import CurateError
 from curate.pretraining.order import order_of, places_of
 from curate.pretraining.plan import TrainingPlan, make_plan
 from curate.settings import EncoderSettings, ImageSettings, TrainingSettings
-from curate.settings.recipes import View
+from curate.settings.recipe import View
 from tests.dataset.test_training_set import write_set
 from tests.imagery import encode, picture
 

@@ -33,7 +33,8 @@ from curate.dataset.views import (
     scaled,
     shapes,
 )
-from curate.settings.recipes import RECIPES, View
+from curate.settings.recipe import View
+from curate.settings.recipes import RECIPES
 from tests.imagery import picture
 
 seeds = st.integers(0, 2**32)

@@ -6,8 +6,9 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from curate.methods import METHODS, Batch, Context, Method
-from curate.settings.recipes import RECIPES, Option
+from curate.methods import METHODS, Batch, Context, Method, Teacher
+from curate.settings.recipe import Option
+from curate.settings.recipes import RECIPES
 
 SIDE = 16  # px, of a view of full size
 PATCH = 4  # px
@@ -47,6 +48,15 @@ def tiny_vit(dim: int = 16, drop_path: float = 0.0) -> VisionTransformer:
     )
 
 
+def tiny_teacher(dim: int = 5) -> Teacher:
+    """It wants smaller images, of another normalisation."""
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        module = tiny_cnn(dim).eval().requires_grad_(False)
+    scale, shift = torch.full((1, 3, 1, 1), 1.5), torch.full((1, 3, 1, 1), 0.25)
+    return Teacher(module, dim, SIDE - 4, scale, shift)
+
+
 def small_options(name: str, preset: str | None = None) -> dict[str, Option]:
     """The recipe's, shrunk."""
     presets = RECIPES[name]
@@ -73,7 +83,9 @@ def build(
     with torch.no_grad():
         dim = backbone.eval()(torch.zeros(1, 3, SIDE, SIDE)).shape[1]
     backbone.train()
-    context = Context(dim, IMAGES, SIDE, global_views, small_options(name, preset) | options)
+    chosen = small_options(name, preset) | options
+    teacher = tiny_teacher() if METHODS[name].needs_teacher else None
+    context = Context(dim, IMAGES, SIDE, global_views, chosen, teacher=teacher)
     method = METHODS[name](backbone, context)
     if name == "dino":
         # The std of 0.02 is meant for wide layers; of narrow ones next to nothing comes out

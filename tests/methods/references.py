@@ -64,6 +64,25 @@ def info_nce(query: Any, key: Any, queue: Any, temperature: float) -> float:
     return math.fsum(losses) / len(losses)
 
 
+def similarity_distillation(
+    student: Any, teacher: Any, queue: Any, student_temperature: float, teacher_temperature: float
+) -> float:
+    """SEED, equations 3 to 5, image by image; its set of instances is the queue and itself."""
+
+    def distribution(row: Sequence[float], others: Rows, temperature: float) -> list[float]:
+        most = max(dot(row, other) for other in others) / temperature
+        powers = [math.exp(dot(row, other) / temperature - most) for other in others]
+        return [power / math.fsum(powers) for power in powers]
+
+    losses = []
+    for s, t in zip(rows(student), rows(teacher), strict=True):
+        instances = [t, *rows(queue)]
+        wanted = distribution(t, instances, teacher_temperature)
+        given = distribution(s, instances, student_temperature)
+        losses.append(-math.fsum(w * math.log(g) for w, g in zip(wanted, given, strict=True)))
+    return math.fsum(losses) / len(losses)
+
+
 def squared_distance_of_directions(x: Any, y: Any) -> float:
     """BYOL, equation 2: ‖x/‖x‖ - y/‖y‖‖², the mean over rows."""
     values = [math.dist(p, q) ** 2 for p, q in zip(directions(x), directions(y), strict=True)]

@@ -8,9 +8,11 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from curate.methods.byol import prediction_error
 from curate.methods.dino import distillation
+from curate.methods.distill import similarity_distillation
 from curate.methods.drlim import contrastive_margin
 from curate.methods.mae import patchify, reconstruction_error
 from curate.methods.moco import info_nce
@@ -90,6 +92,25 @@ def test_info_nce_of_an_orthogonal_queue() -> None:
 def test_info_nce_where_the_queue_holds_the_key_again_and_again() -> None:
     query = torch.eye(3)[:1]
     close(info_nce(query, query, query.expand(7, -1), 0.07), math.log(8))
+
+
+# SEED
+
+
+@pytest.mark.parametrize("teacher_temperature", [0.01, 0.2])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_similarity_distillation(seed: int, teacher_temperature: float) -> None:
+    student, teacher, queue = (unit_rows(n, 5, seed + k) for k, n in enumerate((4, 4, 9)))
+    given = (student, teacher, queue, 0.2, teacher_temperature)
+    close(similarity_distillation(*given), references.similarity_distillation(*given))
+
+
+def test_similarity_distillation_of_a_student_who_says_the_same_is_the_entropy() -> None:
+    """Of one instance that is like itself alone, and of all alike."""
+    teacher = torch.eye(2, 8)
+    close(similarity_distillation(teacher, teacher, torch.eye(8)[3:], 1e-3, 1e-3), 0)
+    alike = teacher[:1].expand(7, -1)
+    close(similarity_distillation(teacher[:1], teacher[:1], alike, 0.2, 0.2), math.log(8))
 
 
 # BYOL and SimSiam
@@ -343,6 +364,35 @@ def test_moco(preset: str, temperature: float) -> None:
         loss, _ = method(batch)
         close(loss, references.info_nce(query, key, queue, temperature))
         queue = (queue + key)[-8:]
+
+
+def test_distill() -> None:
+    """Over three batches; the teacher sees the student's view at its own size and normalisation."""
+    method = cast("Any", build("distill", queue=8)).eval()
+    student, taught = parts_of(method, "backbone", "projector"), method.context.teacher
+    queue = references.rows(method.queue)
+    for step in range(3):
+        images = random_batch(5, (SIDE,), seed=step)
+        seen = F.interpolate(
+            1.5 * images.views[0] + 0.25, taught.px, mode="bicubic", antialias=True
+        )
+        given, wanted = (
+            references.directions(x.detach())
+            for x in (student(images.views[0]), taught.module(seen))
+        )
+        loss, features = method(images)
+        close(loss, references.similarity_distillation(given, wanted, queue, 0.2, 0.01))
+        torch.testing.assert_close(features, method.backbone(images.views[0]))
+        queue = (queue + wanted)[-8:]
+
+
+def test_distill_keeps_its_teacher_to_itself() -> None:
+    method = cast("Any", build("distill"))
+    teacher = method.context.teacher.module
+    held = {id(x) for x in [*method.parameters(), *method.buffers()]}
+    assert not held & {id(x) for x in [*teacher.parameters(), *teacher.buffers()]}
+    method.train()
+    assert not teacher.training
 
 
 def test_byol() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from curate.dataset.views import shapes
 from curate.methods import METHODS, Batch, Clock, Context, Method
-from curate.methods.base import by_size, cosine, follow, mlp, momentum_copy, unit
+from curate.methods.base import by_size, cosine, enqueue, follow, mlp, momentum_copy, unit
 from curate.methods.mae import sincos
 from curate.settings.recipes import RECIPES
 from tests.methods import references
@@ -247,7 +247,7 @@ def test_moco_s_queue_is_first_in_first_out(lengths: list[int]) -> None:
     for length in lengths:
         keys = torch.arange(number, number + length).float().unsqueeze(1).expand(-1, 3)
         number += length
-        method._enqueue(keys)
+        enqueue(method.queue, method.queue_end, keys)
         expected.extend(keys.tolist())
         assert 0 <= int(method.queue_end) < 7
         oldest_first = method.queue.roll(-int(method.queue_end), 0)

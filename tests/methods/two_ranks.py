@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from curate.methods import Batch, Clock, Method, simclr
 from curate.methods.ranks import gather, own_rows
-from curate.settings.recipes import Option
+from curate.settings.recipe import Option
 from tests.methods.building import SIDE, build, part, random_batch
 
 RANKS = 2
@@ -36,6 +36,8 @@ CASES: dict[str, tuple[str, str | None, dict[str, Option]]] = {
     ),
     "dino": ("dino", None, {"freeze_last_layer_epochs": 0, "momentum": 0.9}),
     "mae": ("mae", None, {}),
+    "distill": ("distill", None, {"queue": 12}),
+    "distill-short-queue": ("distill", None, {"queue": 5, "teacher_temperature": 0.1}),
     "drlim": ("drlim", None, {}),
     "drlim-labels": ("drlim", None, {"label_pairs": True}),
     "exemplar": ("exemplar", None, {}),

@@ -101,6 +101,11 @@ FIGURES: dict[tuple[str, str], tuple[Any, ...]] = {
         *("cosine", 100, 0.0, None, 512, 5000, 975000),
         *(0.00017578125, 300, 5000, "9e95fd644c9c"),
     ),
+    ("distill", "seed"): (
+        *("sgd", 0.03, 0.0001, None, 0.9, 0.999, False),
+        *("cosine", 0, 0.0, None, 256, 200, 78000),
+        *(0.03, 256, 200, "b5b89d577143"),
+    ),
     ("drlim", "paper"): (
         *("sgd", 0.1, 0.0001, None, 0.9, 0.999, False),
         *("cosine", 0, 0.0, None, 512, 100, 19500),
@@ -116,7 +121,11 @@ FIGURES: dict[tuple[str, str], tuple[Any, ...]] = {
 
 def plan_of(method: Any, preset: str, images: int, workers: int) -> TrainingPlan:
     return make_plan(
-        TrainingSettings(method=method, preset=preset),
+        TrainingSettings(
+            method=method,
+            preset=preset,
+            teacher={"backbone": "resnet18"} if method == "distill" else None,
+        ),
         EncoderSettings(),
         images=images,
         open_images=0,

@@ -58,6 +58,11 @@ SMALL: dict[str, dict[str, Any]] = {
         "views": {"local_views": 2},
     },
     "mae": {"options": {"decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 4}},
+    "distill": {
+        "teacher": {"backbone": "test_vit"},
+        "options": {"queue": 128},
+        "optimizer": {"learning_rate": 0.1},
+    },
     "drlim": {"optimizer": {"learning_rate": 0.05}},
     "exemplar": {"optimizer": {"learning_rate": 0.05}},
 }
@@ -66,6 +71,10 @@ EPOCHS = {"moco": 8}
 SETTLED = {"moco": 4}  # epochs
 # Below this, most images would have one and the same embedding; untrained networks lie above it
 LEAST_DEVIATION = 0.05
+
+
+# Not of the student's size, as a large model's would not be
+TEACHER = EncoderSettings(backbone="test_vit", image_px=48)
 
 
 def plan_of(method: str, images: int) -> TrainingPlan:
@@ -117,9 +126,11 @@ def trained(tmp_path_factory, ray_session) -> Path:
             loader_workers=0,
             checkpoints=CheckpointSettings(every=1000, keep=1),
             max_unreadable_fraction=0.0,
+            teacher=TEACHER if METHODS[method].needs_teacher else None,
         )
         for method in METHODS
     ]
+    encoders.build(TEACHER).save(TrainingFiles(str(root / "distill")).teacher)
     board = Board.remote()
     TorchTrainer(
         partial(one_after_the_other, jobs, board),
@@ -148,7 +159,8 @@ def test_checkpoint_and_encoder_round_trip(trained: Path, method: str) -> None:
     plan = plan_of(method, IMAGES)
     state = checkpoints.newest(str(trained / method / "checkpoints"))
     assert state is not None and state["step"] == plan.steps
-    trainer = Trainer(plan, torch.device("cpu"))
+    teacher = encoders.build(TEACHER) if METHODS[method].needs_teacher else None
+    trainer = Trainer(plan, torch.device("cpu"), teacher=teacher)
     fresh = {name: value.clone() for name, value in trainer.method.state_dict().items()}
     assert any(not torch.equal(value, state["method"][name]) for name, value in fresh.items())
     trainer.load(state)

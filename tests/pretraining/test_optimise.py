@@ -15,16 +15,22 @@ from curate.methods import METHODS, Clock, Method
 from curate.pretraining.optimise import build_optimizer, clip, learning_rate, set_rates
 from curate.pretraining.plan import make_plan
 from curate.settings import EncoderSettings, TrainingSettings
-from curate.settings.recipes import Optimizer
+from curate.settings.recipe import Optimizer
 from tests.methods.building import build, random_batch
 
 PEAK = 0.8
 
 
+def teacher_for(method: str) -> dict[str, str] | None:
+    return {"backbone": "resnet18"} if METHODS[method].needs_teacher else None
+
+
 def recipe_of(method: Any = "simclr", preset: str | None = None, **optimizer: Any) -> Optimizer:
     optimizer = {"learning_rate": PEAK, **optimizer}
     return make_plan(
-        TrainingSettings(method=method, preset=preset, optimizer=optimizer),
+        TrainingSettings(
+            method=method, preset=preset, optimizer=optimizer, teacher=teacher_for(method)
+        ),
         EncoderSettings(),
         images=10_000,
         open_images=0,

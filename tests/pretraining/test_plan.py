@@ -101,7 +101,8 @@ def test_what_lasts_some_epochs_lasts_the_same_share_of_fewer() -> None:
 def test_every_recipe_makes_a_plan() -> None:
     for method, presets in RECIPES.items():
         for preset, recipe in presets.items():
-            plan = plan_of(method=method, preset=preset)
+            teacher = {"backbone": "resnet18"} if method == "distill" else None
+            plan = plan_of(method=method, preset=preset, teacher=teacher)
             assert plan.recipe.options == recipe.options and plan.recipe.views == recipe.views
             assert json.loads(json.dumps(plan.to_dict()))["method"] == method
 

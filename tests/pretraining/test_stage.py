@@ -299,6 +299,8 @@ def test_killed_driver_goes_on_when_run_again(undisturbed, tmp_path) -> None:
 # What cannot be
 
 OTHER = "memory://begin/resnet18.safetensors"
+VIT = "memory://begin/vit.safetensors"  # at 32 px
+DISTILL = {"method": "distill", "preset": None}
 BAD = [
     ({"backbone": "resnet19"}, r"pretrain\.backbone=resnet19: .*Tested here: resnet18, resnet50"),
     ({"batch_size": 9}, r"pretrain\.batch_size=9: not divisible by 2 workers; set it to"),
@@ -321,13 +323,22 @@ BAD = [
         {"init": {"weights": OTHER, "lora_rank": 4}},
         r"^pretrain\.init\.lora_rank=4: this backbone's blocks have no linear layers",
     ),
+    (
+        {**DISTILL, "teacher": {"weights": OTHER}},
+        r"^pretrain\.teacher\.weights=.*: has no encoder\.json .*; set pretrain\.teacher\.back",
+    ),
+    (
+        {**DISTILL, "teacher": {"backbone": "test_vit", "weights": VIT, "image_px": 64}},
+        r"^pretrain\.teacher\.weights=.*: pos_embed is .*; set pretrain\.teacher\.backbone and",
+    ),
     ({"small_stem": True, "backbone": "vit_tiny_patch16_224"}, r"pretrain\.small_stem=true: for"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), BAD, ids=lambda value: str(value)[:40])
 def test_what_cannot_be_is_told_at_once(tmp_path, ray_session, change, message) -> None:
-    encoders.build(EncoderSettings(backbone="resnet18", image_px=32)).save(OTHER)
+    for backbone, place in (("resnet18", OTHER), ("test_vit", VIT)):
+        encoders.build(EncoderSettings(backbone=backbone, image_px=32)).save(place)
     document = document_of(tmp_path, **change)
     with pytest.raises(CurateError, match=message) as raised:
         pretrain(parsed(document))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from curate.settings.recipes import RECIPES, Option, Recipe
+from curate.settings.recipe import Option, Recipe
+from curate.settings.recipes import RECIPES
 
 SIMCORE = "github.com/sungnyun/openssl-simcore"
 
@@ -71,6 +72,9 @@ PUBLISHED: dict[tuple[str, str], tuple[float, int, int, float, dict[str, Option]
     ("mae", "paper"): (2.4e-3, 4096, 800, 40, {"mask_ratio": 0.75, "decoder_depth": 8}),
     # SIMCORE: util/sampling.py
     ("mae", "simcore"): (3e-4, 512, 5000, 100, {"mask_ratio": 0.75, "decoder_dim": 512}),
+    # arXiv:2101.04731, section 4.1; github.com/jacobswan1/SEED, tools/opts.py, but the temperature
+    # of the teacher, 1e-4 there
+    ("distill", "seed"): (0.03, 256, 200, 0, {"queue": 65_536, "student_temperature": 0.2}),
 }
 
 

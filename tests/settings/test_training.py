@@ -22,7 +22,9 @@ GOOD: dict[str, Any] = {
     "open": [{"name": "web", "kind": "webdataset", "path": "a/*.tar"}],
     "output": "run",
 }
-KNOWN = "'simclr', 'moco', 'byol', 'simsiam', 'swav', 'dino', 'mae', 'drlim' or 'exemplar'"
+KNOWN = (
+    "'simclr', 'moco', 'byol', 'simsiam', 'swav', 'dino', 'mae', 'distill', 'drlim' or 'exemplar'"
+)
 
 
 def parse(**sections: Any) -> RunSettings:
@@ -56,7 +58,8 @@ def test_pretraining_is_off_unless_it_is_asked_for() -> None:
 @pytest.mark.parametrize("method", RECIPES)
 def test_every_recipes_own_options_are_taken(method: str) -> None:
     for preset, recipe in RECIPES[method].items():
-        settings = pretrain(method=method, preset=preset, options=recipe.options)
+        teacher = {"backbone": "resnet18"} if method == "distill" else None
+        settings = pretrain(method=method, preset=preset, options=recipe.options, teacher=teacher)
         assert settings.options == recipe.options
         assert list(map(type, settings.options.values())) == list(
             map(type, recipe.options.values())
@@ -86,6 +89,21 @@ def test_beginnings() -> None:
 )
 def test_mistakes_of_a_beginning(given: dict[str, Any], said: str) -> None:
     assert error_of(pretrain={"init": given}).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"method": "distill"}, "pretrain: teacher: distill needs one"),
+        ({"teacher": {"backbone": "resnet50"}}, "pretrain: teacher: of distill alone"),
+        (
+            {"method": "distill", "teacher": {"image_px": 32}},
+            "pretrain.teacher: backbone: set it, or weights to an encoder that was made here",
+        ),
+    ],
+)
+def test_mistakes_of_a_teacher(given: dict[str, Any], said: str) -> None:
+    assert error_of(pretrain=given) == said
 
 
 def test_sets_of_an_encoder() -> None:
