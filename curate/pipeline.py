@@ -195,6 +195,9 @@ def _check(settings: RunSettings) -> None:
 def _with_own_encoder(settings: RunSettings, fresh: bool) -> RunSettings:
     """Step 1 of the algorithm; the settings then name its encoder as a checkpoint."""
     folder = pretrain_encoder(settings, fresh=fresh)
-    changes = {"checkpoint": folder, "pretrain": None}
+    own = settings.encoder.pretrain
+    # MAE's class token learns nothing of its own: as SimCore's authors retrieve by it
+    usual = "patches" if own is not None and own.method == "mae" else None
+    changes = {"checkpoint": folder, "pretrain": None, "pool": settings.encoder.pool or usual}
     encoder = settings.encoder.model_copy(update=changes)
     return settings.model_copy(update={"encoder": encoder})

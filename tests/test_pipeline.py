@@ -22,10 +22,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from curate import storage
+from curate import pipeline, storage
 from curate.embedding.actors import FEED
 from curate.errors import CurateError
+from curate.images import Preprocessing
 from curate.pipeline import run
+from curate.runfiles.fingerprint import fingerprint
 from curate.runfiles.run import Run
 from curate.runfiles.status import Status
 from curate.settings import load as config
@@ -290,6 +292,26 @@ def test_what_cannot_be_is_refused_before_an_image_is_read(
     with pytest.raises(CurateError, match=named):
         run(settings_of(document, output=str(tmp_path / "run"), **change))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("training", "given", "pool"),
+    [
+        ({"method": "mae"}, {}, "patches"),
+        ({"method": "mae"}, {"pool": "token"}, "token"),
+        ({"method": "dino"}, {}, None),
+    ],
+)
+def test_an_encoder_that_mae_trained_pools_its_patches(
+    document, monkeypatch, training, given, pool
+) -> None:
+    """And what is embedded by another pooling is another embedding."""
+    monkeypatch.setattr(pipeline, "pretrain_encoder", lambda settings, fresh: "folder")
+    own = {"backbone": "test_vit", "image_px": 32, "pretrain": training, **given}
+    settings = pipeline._with_own_encoder(settings_of(document, encoder=own), fresh=False)
+    assert (settings.encoder.pool, settings.encoder.checkpoint) == (pool, "folder")
+    seen = Preprocessing(32, 1.0, (0.5,) * 3, (0.5,) * 3)
+    assert fingerprint(settings, seen, "sha", "cpu")["encoder"].get("pool") == pool
 
 
 def test_an_older_versions_output_is_refused_by_its_version(document, tmp_path) -> None:

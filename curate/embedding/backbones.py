@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import timm
 import torch
+from timm.models import is_model_in_modules
 from torch import nn
 
 from curate.errors import CurateError, one_line
@@ -37,29 +38,30 @@ def build_backbone(
     small_stem: bool = False,
     drop_path: float = 0.0,
     any_px: bool = False,
+    pool: str | None = None,
     section: str = "encoder",
     pretrained_key: str = "pretrained=true",
 ) -> Backbone:
     """A backbone with random weights by the seed, or timm's pretrained ones.
 
     small_stem: see `with_small_stem`; drop_path: the rate of stochastic depth; any_px: a vision
-    transformer interpolates its positions for images of other sizes; section, pretrained_key: of
-    the config, named in errors.
+    transformer interpolates its positions for images of other sizes; pool: its features are those
+    of the class token, `token`, or the mean of its `patches`, and the model's own choice where
+    None; section, pretrained_key: of the config, named in errors.
 
     Raises CurateError for an unknown name, an image size that it cannot take, or weights that
     cannot be had.
     """
-    if not timm.is_model(name.split(".")[0]):
-        close = difflib.get_close_matches(name, timm.list_models(), n=2, cutoff=0.5)
-        likely = f"did you mean {' or '.join(close)}? " if close else ""
-        raise CurateError(
-            f"{section}.backbone={name}: timm knows no such model; {likely}"
-            f"Tested here: {', '.join(TESTED)}"
-        )
+    _check_name(name, section)
     defaults = timm.get_pretrained_cfg(name)
     more: dict[str, Any] = {}
     if defaults and defaults.fixed_input_size:
         more = {"img_size": image_px} | ({"dynamic_img_size": True} if any_px else {})
+    if pool is not None:
+        if not is_model_in_modules(name.split(".")[0], ["vision_transformer"]):
+            raise CurateError(f"{section}.pool={pool}: for vision transformers only; leave it out")
+        # Without a norm of its own, so that the weights are the same
+        more |= {"global_pool": {"token": "token", "patches": "avg"}[pool], "fc_norm": False}
     if drop_path:
         more["drop_path_rate"] = drop_path
     try:
@@ -85,6 +87,17 @@ def build_backbone(
         ) from error
     config = cast("dict[str, Any]", module.pretrained_cfg)
     return Backbone(module, feature_dim, patch_px, config["mean"], config["std"])
+
+
+def _check_name(name: str, section: str) -> None:
+    if timm.is_model(name.split(".")[0]):
+        return
+    close = difflib.get_close_matches(name, timm.list_models(), n=2, cutoff=0.5)
+    likely = f"did you mean {' or '.join(close)}? " if close else ""
+    raise CurateError(
+        f"{section}.backbone={name}: timm knows no such model; {likely}"
+        f"Tested here: {', '.join(TESTED)}"
+    )
 
 
 def with_small_stem(module: nn.Module) -> nn.Module:

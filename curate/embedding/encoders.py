@@ -110,7 +110,7 @@ def is_there(place: str) -> bool:
 def described(place: str, otherwise: EncoderSettings) -> EncoderSettings:
     """Settings for the encoder in a folder of the project's own, by its card; of any other
     checkpoint, `otherwise` with that checkpoint."""
-    own = {"checkpoint": place, "pretrained": False, "pretrain": None}
+    own = {"checkpoint": place, "pretrained": False, "pretrain": None, "pool": None}
     card = Card.read(EncoderFiles(place))
     if card is not None:
         named = ("backbone", "small_stem", "image_px", "mean", "std")
@@ -141,6 +141,7 @@ def _architecture(settings: EncoderSettings, keys: Keys = KEYS, *, pretrained: b
         seed=settings.seed,
         pretrained=pretrained,
         small_stem=settings.small_stem,
+        pool=settings.pool,
         section=keys.section,
         pretrained_key=keys.pretrained,
     )

@@ -98,7 +98,7 @@ def _teacher(chosen: TrainingSettings, encoder: EncoderSettings, section: str) -
 
 
 def _weights(place: str | None) -> dict[str, Any]:
-    return {"pretrain": None, "pretrained": place is None, "checkpoint": place}
+    return {"pretrain": None, "pretrained": place is None, "checkpoint": place, "pool": None}
 
 
 def _place(weights: str) -> str | None:

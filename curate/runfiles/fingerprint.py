@@ -28,6 +28,8 @@ def fingerprint(
             "crop_fraction": preprocessing.crop_fraction,
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
+            # Said where it is set alone: what was embedded before there was a choice stays good
+            **({"pool": settings.encoder.pool} if settings.encoder.pool else {}),
         },
         "device": device,
     }

@@ -27,6 +27,8 @@ class EncoderSettings(Settings):
     seed: int = Field(0, ge=0)  # of the random weights, where neither of these is given
     image_px: int = Field(224, ge=8, le=4096)
     small_stem: bool = False  # a ResNet's first layer made for images of 64 px and less
+    # Of a vision transformer: its class token, or the mean of its patches
+    pool: Literal["token", "patches"] | None = None
     crop_fraction: float = Field(0.875, gt=0, le=1)  # centre crop's share of the resized side
     mean: tuple[float, float, float] | None = None  # RGB, of 0…1; the backbone's own where unset
     std: tuple[Positive, Positive, Positive] | None = None

@@ -67,6 +67,23 @@ def test_the_pixels_that_a_backbone_was_made_for() -> None:
     assert build_backbone("vit_tiny_patch16_224", 32).mean == (0.5, 0.5, 0.5)
 
 
+@torch.no_grad()
+def test_what_is_pooled_of_a_vision_transformer() -> None:
+    """Of the same weights: the class token by itself, or the mean of all that is no class token."""
+    images = torch.randn(2, 3, 32, 32)
+    own, token, patches = (
+        build_backbone("test_vit", 32, seed=3, pool=pool).module.eval()
+        for pool in (None, "token", "patches")
+    )
+    assert same(own, token) and same(own, patches)
+    tokens = own.forward_features(images)  # type: ignore[operator]
+    assert tokens.shape[1] == 1 + 2 * 2
+    assert torch.equal(token(images), tokens[:, 0])
+    assert torch.allclose(patches(images), tokens[:, 1:].mean(1), atol=1e-6)
+    expected = "encoder.pool=patches: for vision transformers only; leave it out"
+    assert error_of("resnet18", pool="patches") == expected
+
+
 # Weights
 
 
