@@ -12,7 +12,7 @@ from typing import Any
 
 from curate import __version__
 from curate.errors import CurateError, one_line
-from curate.options import budget, tau, tau_or_none
+from curate.options import add_common, add_config_options, budget, tau, tau_or_none
 from curate.privacy import public_text
 
 EXPORTS = "imagefolder, webdataset, parquet, hf, csv, atlas, fiftyone"
@@ -97,6 +97,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--format", required=True, help=EXPORTS)
     export.add_argument("--to", required=True, metavar="FOLDER", help="on any filesystem")
     export.add_argument("--manifest", metavar="FILE", help="another one, as of recut")
+    about = "the encoder that a run has pretrained, for other tools"
+    encoder = _of_run(commands, "export-encoder", about, _export_encoder_command)
+    encoder.add_argument("--format", required=True, help="timm, onnx")
+    encoder.add_argument("--to", required=True, metavar="FOLDER", help="on any filesystem")
     _of_run(commands, "report", "pages that show a run that is done", _report_command)
 
     watch = commands.add_parser("watch", help="how far a run is, from anywhere")
@@ -111,9 +115,14 @@ def _parser() -> argparse.ArgumentParser:
     prune = of_store.add_parser("prune", help="list what no run names any more, or remove it")
     prune.add_argument("store", metavar="STORE", help="what `store` is in the configs")
     prune.add_argument("--remove", action="store_true")
-    _add_common(prune)
+    add_common(prune)
     prune.set_defaults(command=_prune_command)
 
+    _add_select(commands)
+    return parser
+
+
+def _add_select(commands: Any) -> None:
     select = commands.add_parser("select", help="the same selection, on embeddings of your own")
     select.add_argument("--embeddings", required=True, nargs="+", metavar="PATTERN")
     by = select.add_mutually_exclusive_group(required=True)
@@ -128,9 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     select.add_argument("--seed", type=int, help="coreset.seed, with --target")
     select.add_argument("--where", metavar="EXPRESSION", help="coreset.where, of their columns")
     select.add_argument("--keep", nargs="+", metavar="COLUMN", help="coreset.keep")
-    _add_common(select)
+    add_common(select)
     select.set_defaults(command=_select_command)
-    return parser
 
 
 def _of_run(
@@ -138,26 +146,9 @@ def _of_run(
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=about)
     parser.add_argument("run", metavar="RUN", help="the run's output")
-    _add_common(parser)
+    add_common(parser)
     parser.set_defaults(command=command)
     return parser
-
-
-def add_config_options(parser: argparse.ArgumentParser, name: str) -> None:
-    """What a command that takes a config and its job have in common."""
-    if name not in ("evaluate", "plan"):
-        parser.add_argument("--fresh", action="store_true", help="start over; remove earlier work")
-    if name in ("run", "compare"):
-        help_ = "go on though inputs changed, or are gone"
-        parser.add_argument("--accept-changes", action="store_true", help=help_)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="as in coreset.tau=0.9")
-    _add_common(parser)
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--address", help="of a Ray cluster (default: RAY_ADDRESS, or local)")
-    parser.add_argument("--verbose", action="store_true", help="Ray's own output too")
-    parser.add_argument("--debug", action="store_true", help="tracebacks")
 
 
 def _run_command(options: argparse.Namespace) -> None:
@@ -253,6 +244,13 @@ def _export_command(options: argparse.Namespace) -> None:
     cluster.connect(options.address, verbose=options.verbose)
     places = [absolute(place) for place in (options.run, options.to)]
     print(export(places[0], options.format, places[1], options.manifest))
+
+
+def _export_encoder_command(options: argparse.Namespace) -> None:
+    from curate.export.encoder import export_encoder
+    from curate.settings.base import absolute
+
+    print(export_encoder(absolute(options.run), options.format, absolute(options.to)))
 
 
 def _report_command(options: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RO
 sys.path.insert(0, str(ROOT))
 
 from curate import cli  # noqa: E402
+from curate.options import add_config_options  # noqa: E402
 
 
 def run(name: str) -> None:
@@ -20,5 +21,5 @@ def run(name: str) -> None:
     about, command = cli.ON_CONFIG[name]
     parser = argparse.ArgumentParser(description=f"curate {name}: {about}")
     parser.add_argument("--config", required=True, metavar="CONFIG")
-    cli.add_config_options(parser, name)
+    add_config_options(parser, name)
     sys.exit(cli.guarded(cli.parsed(parser), command))

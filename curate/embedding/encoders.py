@@ -19,7 +19,7 @@ from curate import __version__, storage
 from curate.embedding.backbones import build_backbone
 from curate.errors import CurateError, one_line
 from curate.images import Preprocessing
-from curate.runfiles.files import EncoderFiles
+from curate.runfiles.files import EncoderFiles, RunFiles
 from curate.settings import EncoderSettings
 
 StateDict = dict[str, Tensor]
@@ -45,6 +45,7 @@ class Card:
     small_stem: bool | None = None
     image_px: int | None = None
     feature_dim: int | None = None
+    crop_fraction: float | None = None  # by which its images were looked at
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     method: str | None = None
@@ -105,6 +106,13 @@ def width(settings: EncoderSettings) -> int:
 def is_there(place: str) -> bool:
     """Whether a checkpoint, or a folder with an encoder made here, is at this place."""
     return storage.exists(place) or storage.exists(EncoderFiles(place).weights)
+
+
+def folder_of(place: str) -> str:
+    """Of a run, the folder of the encoder that it has pretrained; any other place itself."""
+    pretrained = RunFiles(place).pretrain
+    own = storage.exists(EncoderFiles(place).card)
+    return pretrained.folder if not own and storage.exists(pretrained.card) else place
 
 
 def described(place: str, otherwise: EncoderSettings) -> EncoderSettings:

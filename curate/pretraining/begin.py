@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from curate import storage
 from curate.embedding import encoders
 from curate.embedding.encoders import Card, Encoder, Keys
 from curate.errors import CurateError
 from curate.pretraining.adapt import Beginning
 from curate.pretraining.plan import Taught
-from curate.runfiles.files import EncoderFiles, RunFiles, TrainingFiles
+from curate.runfiles.files import EncoderFiles, TrainingFiles
 from curate.settings import EncoderSettings, TrainingSettings
 
 TIMM = "timm"  # in place of a checkpoint: the library's own weights for the backbone
@@ -102,9 +101,5 @@ def _weights(place: str | None) -> dict[str, Any]:
 
 
 def _place(weights: str) -> str | None:
-    """None for timm's; of a run, the folder of the encoder that it has pretrained."""
-    if weights == TIMM:
-        return None
-    pretrained = RunFiles(weights).pretrain
-    own = storage.exists(EncoderFiles(weights).card)
-    return pretrained.folder if not own and storage.exists(pretrained.card) else weights
+    """None for timm's."""
+    return None if weights == TIMM else encoders.folder_of(weights)

@@ -18,6 +18,9 @@ from curate.storage import Document
 log = logging.getLogger(__name__)
 
 IMAGENET_IMAGES = 1_281_167
+# A recipe's batch is no larger than leaves an epoch so many steps, unless it is small anyway
+STEPS_OF_EPOCH = 8
+SMALL_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def _shortened(recipe: Recipe, epochs: int) -> Recipe:
 def _batch_size(
     settings: TrainingSettings, recipe: Recipe, images: int, workers: int, section: str
 ) -> int:
-    wanted = settings.batch_size or recipe.batch_size
+    wanted = settings.batch_size or _for_a_set_of(images, recipe.batch_size, workers)
     if wanted % workers:
         raise CurateError(
             f"{section}.batch_size={wanted}: not divisible by {workers} workers; "
@@ -179,6 +182,13 @@ def _batch_size(
         log.info("pretrain: %d images make batches of %d, not %d", images, fitting, wanted)
         return fitting
     return wanted
+
+
+def _for_a_set_of(images: int, batch_size: int, workers: int) -> int:
+    """A recipe's batch, made for a million images, bounded for a set that would be a step or two of
+    them: in proportion with it goes the rate."""
+    bound = max(SMALL_BATCH, images // STEPS_OF_EPOCH)
+    return batch_size if batch_size <= bound else bound // workers * workers
 
 
 def _optimizer(

@@ -265,6 +265,7 @@ class _Worker:
             backbone=plan.backbone,
             small_stem=plan.small_stem,
             feature_dim=trainer.feature_dim,
+            crop_fraction=self.job.crop_fraction,
             image_px=plan.image_px,
             mean=trainer.mean,
             std=trainer.std,

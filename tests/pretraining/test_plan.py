@@ -107,6 +107,28 @@ def test_every_recipe_makes_a_plan() -> None:
             assert json.loads(json.dumps(plan.to_dict()))["method"] == method
 
 
+@pytest.mark.parametrize(
+    ("images", "workers", "batch"),
+    [
+        (1_281_167, 1, 4096),
+        (100_000, 1, 4096),
+        (20_000, 1, 2500),
+        (20_000, 8, 2496),
+        (3_680, 1, 512),
+        (300, 4, 300),
+    ],
+)
+def test_a_recipe_made_for_a_million_images_fits_fewer(
+    images: int, workers: int, batch: int
+) -> None:
+    plan = plan_of(images, workers=workers, method="simclr", preset="paper")
+    assert plan.batch_size == batch
+    assert plan.recipe.optimizer.learning_rate == pytest.approx(4.8 * batch / 4096)
+    given = plan_of(images, workers=workers, method="simclr", batch_size=4096)
+    assert given.batch_size == min(4096, images), "what is set is as it is set"
+    assert plan_of(images, workers=workers, preset="simcore").batch_size == min(512, images)
+
+
 def test_what_is_set_goes_before_the_recipe() -> None:
     """Zeros too: they are no gaps."""
     optimizer = {
