@@ -5,6 +5,7 @@ from __future__ import annotations
 from curate.methods.base import Batch, Clock, Context, Method, Teacher
 from curate.methods.byol import BYOL
 from curate.methods.dino import DINO
+from curate.methods.dinov2 import DINOv2
 from curate.methods.distill import Distill
 from curate.methods.drlim import DrLIM
 from curate.methods.exemplar import ExemplarCNN
@@ -21,6 +22,7 @@ METHODS: dict[str, type[Method]] = {
     "simsiam": SimSiam,
     "swav": SwAV,
     "dino": DINO,
+    "dinov2": DINOv2,
     "mae": MAE,
     "distill": Distill,
     "drlim": DrLIM,

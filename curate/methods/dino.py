@@ -74,7 +74,7 @@ class DINO(Method):
             normed=context.flag("norm_last_layer"),
         )
         self.teacher_backbone = momentum_copy(backbone)
-        _without_drop_path(self.teacher_backbone)
+        without_drop_path(self.teacher_backbone)
         self.teacher_head = momentum_copy(self.head)
         self.register_buffer("center", torch.zeros(1, context.count("projection_dim")))
         self.teacher_temperature = context.number("teacher_temperature")
@@ -127,7 +127,8 @@ class DINO(Method):
         return self.teacher_backbone  # section 5.2: the better of the two all through training
 
 
-def _without_drop_path(backbone: nn.Module) -> None:
+def without_drop_path(backbone: nn.Module) -> None:
+    """A teacher sees with all of its network."""
     for module in backbone.modules():
         if hasattr(module, "drop_prob") and not isinstance(module, nn.Dropout):
             cast("Any", module).drop_prob = 0.0

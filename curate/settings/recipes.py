@@ -193,6 +193,41 @@ _DINO_SIMCORE = replace(
     },
 )
 
+# Oquab et al. 2023, arXiv:2304.07193, section 4, and its code's default config, but for two things:
+# rates are in proportion to the batch here, there to its root, and blocks' rates are equal, there
+# each 0.9 of the next one's (`init.layer_decay`)
+_DINOV2_VIEW = replace(_DINO_VIEW, scale=(0.32, 1.0))
+_DINOV2 = Recipe(
+    views=(
+        replace(_DINOV2_VIEW, blur_p=1.0),
+        replace(_DINOV2_VIEW, blur_p=0.1, solarize_p=0.2),
+        replace(_DINOV2_VIEW, count=8, side=96 / 224, scale=(0.05, 0.32), blur_p=0.5),
+    ),
+    optimizer=replace(
+        _DINO.optimizer, learning_rate=4e-3, final_learning_rate_share=2.5e-4, clip_each=False
+    ),
+    batch_size=1024,
+    epochs=100,
+    options={
+        "student_temperature": 0.1,
+        "teacher_temperature": 0.04,
+        "teacher_temperature_end": 0.07,
+        "teacher_warmup_epochs": 30,
+        "momentum": 0.992,
+        "freeze_last_layer_epochs": 1,
+        "projection_dim": 65_536,
+        "hidden_dim": 2048,
+        "bottleneck_dim": 256,
+        "sinkhorn_iterations": 3,
+        "mask_probability": 0.5,
+        "mask_ratio_min": 0.1,
+        "mask_ratio_max": 0.5,
+        "ibot_weight": 1.0,
+        "koleo_weight": 0.1,
+        "drop_path": 0.3,
+    },
+)
+
 # He et al. 2022, arXiv:2111.06377, section 4 and appendix A.1
 _MAE = Recipe(
     views=(View(1, scale=(0.2, 1.0), jitter_p=0, grey_p=0, bicubic=True),),
@@ -273,6 +308,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "simcore": replace(_SIMCORE, options=_SWAV_SIMCORE),
     },
     "dino": {"paper": _DINO, "simcore": _DINO_SIMCORE},
+    "dinov2": {"paper": _DINOV2},
     "mae": {"paper": _MAE, "simcore": _MAE_SIMCORE},
     "distill": {"seed": _DISTILL},
     "drlim": {"paper": _DRLIM},

@@ -87,7 +87,7 @@ def build(
     teacher = tiny_teacher() if METHODS[name].needs_teacher else None
     context = Context(dim, IMAGES, SIDE, global_views, chosen, teacher=teacher)
     method = METHODS[name](backbone, context)
-    if name == "dino":
+    if name in ("dino", "dinov2"):
         # The std of 0.02 is meant for wide layers; of narrow ones next to nothing comes out
         with torch.no_grad():
             for parameter_name, weight in method.named_parameters():

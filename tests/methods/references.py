@@ -140,6 +140,30 @@ def distillation(
     return math.fsum(losses) / len(losses)
 
 
+def koleo(features: Any) -> float:
+    """DINOv2, section 4: -1/n Σ log min ‖x_i - x_j‖ over j ≠ i, of unit rows."""
+    x = directions(features)
+    nearest = [min(math.dist(x[i], x[j]) for j in range(len(x)) if j != i) for i in range(len(x))]
+    return -math.fsum(math.log(distance) for distance in nearest) / len(x)
+
+
+def masked_distillation(
+    given: Sequence[Any], wanted: Sequence[Any], student_temperature: float
+) -> float:
+    """iBOT, equation 2, with its code's weights: of each view the mean over its masked patches.
+
+    given, wanted: of each view, the masked patches' scores, and the teacher's probabilities.
+    """
+    views = []
+    for scores, targets in zip(given, wanted, strict=True):
+        losses = [
+            cross_entropy(t, [x / student_temperature for x in s])
+            for t, s in zip(rows(targets), rows(scores), strict=True)
+        ]
+        views.append(math.fsum(losses) / len(losses) if losses else 0.0)
+    return math.fsum(views) / len(views)
+
+
 def patch(image: Any, row: int, column: int, patch_px: int) -> list[float]:
     """One patch of an image (3, H, W): its pixels line by line, red green blue of each."""
     return [

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from curate.methods.byol import prediction_error
 from curate.methods.dino import distillation
+from curate.methods.dinov2 import balanced, koleo, tokens_of
 from curate.methods.distill import similarity_distillation
 from curate.methods.drlim import contrastive_margin
 from curate.methods.mae import patchify, reconstruction_error
@@ -460,6 +461,67 @@ def test_dino_of_small_views_too() -> None:
     loss, features = method(batch)
     close(loss, expected)
     torch.testing.assert_close(features, method.backbone(torch.cat(batch.views[:2])))
+
+
+# DINOv2
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_koleo(seed: int) -> None:
+    features = normal(7, 5, seed=seed)
+    close(koleo(features), references.koleo(features))
+
+
+def test_koleo_of_opposite_and_of_equal_directions() -> None:
+    close(koleo(torch.tensor([[3.0, 0.0], [-0.5, 0.0]])), -math.log(2))
+    assert koleo(torch.ones(3, 4)) > 15  # finite, and far from what is wanted
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_balanced(seed: int, iterations: int) -> None:
+    scores = normal(6, 4, seed=seed)
+    expected = torch.tensor(references.sinkhorn(scores, 0.07, iterations))
+    torch.testing.assert_close(balanced(scores, 0.07, iterations), expected, rtol=1e-4, atol=1e-6)
+    assert balanced(scores[:0], 0.07, iterations).shape == (0, 4)
+
+
+def test_dinov2() -> None:
+    """All of its losses, with views that have no patch masked among them."""
+    method = cast("Any", build("dinov2", mask_probability=0.6)).eval()
+    with torch.no_grad():
+        for head in (method.teacher_head, method.teacher_patch_head):
+            for weight in head.mlp.parameters():
+                weight.add_(0.3 * torch.randn(weight.shape))
+        method.mask_token += torch.randn(method.mask_token.shape)
+    n, batch = 5, random_batch(5, (SIDE, SIDE, 8, 8, 8), noise=method.noise)
+    masks = method._masks(batch.noise)
+    counts = masks.sum(1).tolist()
+    assert 0 in counts and max(counts) > 1
+    full = torch.cat(batch.views[:2])
+    with torch.no_grad():
+        taught, taught_patches = tokens_of(method.teacher_backbone, full)
+        classes, patches = tokens_of(method.backbone, full, masks, method.mask_token)
+        small = method.backbone(torch.cat(batch.views[2:]))
+        views = method.head(torch.cat([classes, small])).chunk(5)
+        wanted = torch.tensor(references.sinkhorn(method.teacher_head(taught), 0.04, 3))
+        masked = torch.tensor(
+            references.sinkhorn(method.teacher_patch_head(taught_patches[masks]), 0.04, 3)
+        )
+        scores = method.patch_head(patches[masks])
+    expected = references.swapped_prediction(views, wanted.chunk(2), 0.1)
+    expected += references.masked_distillation(scores.split(counts), masked.split(counts), 0.1)
+    expected += 0.1 * sum(references.koleo(view) for view in classes.split(n))
+    loss, features = method(batch)
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+    torch.testing.assert_close(features, classes)
+
+
+def test_no_gradient_passes_dinov2_s_teacher() -> None:
+    method = cast("Any", build("dinov2"))
+    method(random_batch(4, noise=method.noise))[0].backward()
+    teachers = (method.teacher_backbone, method.teacher_head, method.teacher_patch_head)
+    assert all(weight.grad is None for part in teachers for weight in part.parameters())
 
 
 @pytest.mark.parametrize("label_pairs", [False, True])

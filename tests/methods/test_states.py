@@ -34,6 +34,11 @@ TARGETS = {
     "moco": [("key_backbone", "backbone"), ("key_projector", "projector")],
     "byol": [("target_backbone", "backbone"), ("target_projector", "projector")],
     "dino": [("teacher_backbone", "backbone"), ("teacher_head", "head")],
+    "dinov2": [
+        ("teacher_backbone", "backbone"),
+        ("teacher_head", "head"),
+        ("teacher_patch_head", "patch_head"),
+    ],
 }
 
 
@@ -123,9 +128,9 @@ def test_a_few_steps_on_one_batch_lower_the_loss(name: str, preset: str) -> None
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_what_is_kept(name: str) -> None:
-    """The backbone that was trained; of DINO the teacher's."""
+    """The backbone that was trained; of DINO and DINOv2 the teacher's."""
     method = cast("Any", build(name))
-    kept = method.teacher_backbone if name == "dino" else method.backbone
+    kept = method.teacher_backbone if name in ("dino", "dinov2") else method.backbone
     assert method.encoder() is kept
 
 
@@ -209,7 +214,7 @@ def test_views_by_size_are_views_one_by_one(sides: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("name", sorted(TARGETS))
 def test_targets_start_as_copies_and_get_no_gradient(name: str) -> None:
     method = cast("Any", build(name))
-    method(random_batch(4))[0].backward()
+    method(random_batch(4, noise=method.noise))[0].backward()
     for slow, fast in TARGETS[name]:
         slow, fast = getattr(method, slow), getattr(method, fast)
         for a, b in zip(slow.parameters(), fast.parameters(), strict=True):

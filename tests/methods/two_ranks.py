@@ -35,6 +35,7 @@ CASES: dict[str, tuple[str, str | None, dict[str, Option]]] = {
         {"queue": IMAGES, "queue_from_epoch": 0, "freeze_prototypes_epochs": 0},
     ),
     "dino": ("dino", None, {"freeze_last_layer_epochs": 0, "momentum": 0.9}),
+    "dinov2": ("dinov2", None, {"freeze_last_layer_epochs": 0, "momentum": 0.9}),
     "mae": ("mae", None, {}),
     "distill": ("distill", None, {"queue": 12}),
     "distill-short-queue": ("distill", None, {"queue": 5, "teacher_temperature": 0.1}),
@@ -52,7 +53,7 @@ def build_case(case: str) -> Method:
 
 def batch_of(case: str, method: Method, step: int) -> Batch:
     """The global batch of a step: rank 0's images, then rank 1's."""
-    small = (8, 8) if CASES[case][0] in ("swav", "dino") else ()
+    small = (8, 8) if CASES[case][0] in ("swav", "dino", "dinov2") else ()
     batch = random_batch(IMAGES, (SIDE, SIDE, *small), seed=step, noise=method.noise)
     # Similar pairs are uneven among ranks
     batch.labels.copy_(torch.tensor([0, 0, 0, 1, 1, 2, -1, -1]))

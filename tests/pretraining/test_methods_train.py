@@ -57,6 +57,14 @@ SMALL: dict[str, dict[str, Any]] = {
         "optimizer": {"learning_rate": 5e-3},
         "views": {"local_views": 2},
     },
+    "dinov2": {
+        "options": {
+            **{"hidden_dim": 128, "bottleneck_dim": 64, "projection_dim": 256, "momentum": 0.97},
+            **{"freeze_last_layer_epochs": 0, "teacher_temperature": 0.07},
+        },
+        "optimizer": {"learning_rate": 2e-3},
+        "views": {"local_views": 2},
+    },
     "mae": {"options": {"decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 4}},
     "distill": {
         "teacher": {"backbone": "test_vit"},
@@ -80,7 +88,7 @@ TEACHER = EncoderSettings(backbone="test_vit", image_px=48)
 def plan_of(method: str, images: int) -> TrainingPlan:
     small = {"optimizer": {"learning_rate": 1e-3}, **SMALL[method]}
     small["optimizer"] |= {"warmup_epochs": 0, "clip_gradient": 3}
-    backbone = "test_vit" if method == "mae" else "test_resnet"
+    backbone = "test_vit" if METHODS[method].needs_vit else "test_resnet"
     settings = TrainingSettings(
         method=method,
         epochs=EPOCHS.get(method, 4),
@@ -92,7 +100,7 @@ def plan_of(method: str, images: int) -> TrainingPlan:
 
 
 def one_after_the_other(jobs: list[Job], board: ActorHandle) -> None:
-    """Ray Train takes seconds to start; nine trainings share one start."""
+    """Ray Train takes seconds to start; all trainings share one start."""
     for job in jobs:
         work(job, board)
 

@@ -72,6 +72,16 @@ PUBLISHED: dict[tuple[str, str], tuple[float, int, int, float, dict[str, Option]
     ("mae", "paper"): (2.4e-3, 4096, 800, 40, {"mask_ratio": 0.75, "decoder_depth": 8}),
     # SIMCORE: util/sampling.py
     ("mae", "simcore"): (3e-4, 512, 5000, 100, {"mask_ratio": 0.75, "decoder_dim": 512}),
+    # github.com/facebookresearch/dinov2, dinov2/configs/ssl_default_config.yaml
+    ("dinov2", "paper"): (
+        *(4e-3, 1024, 100, 10),
+        {
+            **{"momentum": 0.992, "teacher_temperature": 0.04, "teacher_temperature_end": 0.07},
+            **{"teacher_warmup_epochs": 30, "projection_dim": 65_536, "bottleneck_dim": 256},
+            **{"mask_probability": 0.5, "mask_ratio_min": 0.1, "mask_ratio_max": 0.5},
+            **{"koleo_weight": 0.1, "ibot_weight": 1.0, "drop_path": 0.3, "hidden_dim": 2048},
+        },
+    ),
     # arXiv:2101.04731, section 4.1; github.com/jacobswan1/SEED, tools/opts.py, but the temperature
     # of the teacher, 1e-4 there
     ("distill", "seed"): (0.03, 256, 200, 0, {"queue": 65_536, "student_temperature": 0.2}),
@@ -95,7 +105,10 @@ def test_crops_of_byol_dino_and_mae_are_bicubic() -> None:
         for preset, recipe in presets.items()
         if all(view.bicubic for view in recipe.views)
     }
-    assert bicubic == {("byol", "paper"), ("dino", "paper"), ("mae", "paper"), ("mae", "simcore")}
+    assert bicubic == {
+        *(("byol", "paper"), ("dino", "paper"), ("dinov2", "paper")),
+        *(("mae", "paper"), ("mae", "simcore")),
+    }
 
 
 def test_what_binds_all_weights() -> None:

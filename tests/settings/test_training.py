@@ -23,7 +23,8 @@ GOOD: dict[str, Any] = {
     "output": "run",
 }
 KNOWN = (
-    "'simclr', 'moco', 'byol', 'simsiam', 'swav', 'dino', 'mae', 'distill', 'drlim' or 'exemplar'"
+    "'simclr', 'moco', 'byol', 'simsiam', 'swav', 'dino', 'dinov2', 'mae', 'distill', 'drlim' or "
+    "'exemplar'"
 )
 
 
