@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from curate.methods.base import Batch, Context, Method, by_size, cosine, follow, momentum_copy
+from curate.methods.base import (
+    Batch,
+    Clock,
+    Context,
+    Method,
+    by_size,
+    cosine,
+    follow,
+    momentum_copy,
+)
 from curate.methods.ranks import world
 
 
@@ -81,11 +90,7 @@ class DINO(Method):
 
     def before_step(self, clock) -> None:  # type: ignore[no-untyped-def]
         super().before_step(clock)
-        option = self.context.number
-        start, end = option("teacher_temperature"), option("teacher_temperature_end")
-        warmup = option("teacher_warmup_epochs")
-        share = min(1.0, clock.epoch / warmup) if warmup else 0.0
-        self.teacher_temperature = start + (end - start) * share
+        self.teacher_temperature = teacher_temperature(self.context, clock)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         full = self.context.global_views
@@ -125,6 +130,15 @@ class DINO(Method):
 
     def encoder(self) -> nn.Module:
         return self.teacher_backbone  # section 5.2: the better of the two all through training
+
+
+def teacher_temperature(context: Context, clock: Clock) -> float:
+    """Warms up linearly, and stays where it has come to."""
+    start, end = (
+        context.number(name) for name in ("teacher_temperature", "teacher_temperature_end")
+    )
+    warmup = context.number("teacher_warmup_epochs")
+    return start + (end - start) * (min(1.0, clock.epoch / warmup) if warmup else 0.0)
 
 
 def without_drop_path(backbone: nn.Module) -> None:

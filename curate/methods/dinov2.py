@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from curate.methods.base import Batch, Context, Method, cosine, follow, momentum_copy, of_one_size
-from curate.methods.dino import Head, without_drop_path
+from curate.methods.dino import Head, teacher_temperature, without_drop_path
 from curate.methods.ranks import gather, own_rows, world
 
 LEAST_BLOCK = 4  # patches that are masked together
@@ -112,11 +112,7 @@ class DINOv2(Method):
 
     def before_step(self, clock) -> None:  # type: ignore[no-untyped-def]
         super().before_step(clock)
-        option = self.context.number
-        start, end = option("teacher_temperature"), option("teacher_temperature_end")
-        warmup = option("teacher_warmup_epochs")
-        share = min(1.0, clock.epoch / warmup) if warmup else 0.0
-        self.teacher_temperature = start + (end - start) * share
+        self.teacher_temperature = teacher_temperature(self.context, clock)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         full, number = self.context.global_views, self.context.number
