@@ -4,7 +4,7 @@
         [--also ENCODER …]
 
 RUN is the output of `curate run`, or of one target of `curate compare`, with
-`encoder.pretrain_on_target.checkpoints: {every: 100, keep: 20}` and, in `evaluate`, an `oracle`.
+`encoder.pretrain.checkpoints: {every: 100, keep: 20}` and, in `evaluate`, an `oracle`.
 Encoder 0 is the one before its training, `--also` names others, as an arm's: RUN/arms/x+os/seed-0.
 Each embeds both sets anew, under RUN-by-step/, and selects `--p` of the open
 set by every `--clusters` and `--whiten`. Where `evaluate` has labelled images, kNN says what the
@@ -70,7 +70,7 @@ def encoders_of(
     settings: RunSettings, every: int, others: list[str]
 ) -> Iterator[tuple[str, EncoderSettings]]:
     """The encoder before its training, each checkpoint of it that is kept, and the others."""
-    fixed = {"pretrain_on_target": None, "checkpoint": None, "pretrained": False}
+    fixed = {"pretrain": None, "checkpoint": None, "pretrained": False}
     yield "0", settings.encoder.model_copy(update=fixed)
     folder = RunFiles(settings.output).target_encoder.checkpoints
     for name in sorted(storage.names_in(folder)):
