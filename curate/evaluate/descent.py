@@ -53,8 +53,10 @@ def descend(
     rate: Callable[[int], float],
     settings: TrainingSettings,
     key: str,
+    after: Callable[[int], None] | None = None,
 ) -> None:
-    """A step of the optimizer for each batch; rate: step → share of the peak learning rates.
+    """A step of the optimizer for each batch; rate: step → share of the peak learning rates; after:
+    is called with how many are made.
 
     key: of the settings, named in errors. Raises CurateError for a loss that is not finite, and
     for a batch beyond the GPU's memory.
@@ -77,3 +79,5 @@ def descend(
                 f"{key}.batch_size={settings.batch_size}: over the GPU's memory; {smaller}"
             ) from None
         log.info("%s: step %d: loss %.4f", key, step + 1, loss.item())
+        if after is not None:
+            after(step + 1)

@@ -2,9 +2,10 @@
 authors, whose figures it makes comparable.
 
 Their train_sup.py (github.com/sungnyun/openssl-simcore): learning rate 10, a tenth of it after 60 %
-and 80 % of the epochs, Nesterov momentum 0.9, no decay, features as they come, not normalised. Two
-things differ. The encoder is in eval mode here, so that it is frozen; theirs goes on moving its
-BatchNorm statistics. And the last epoch counts; theirs is the best one on the test set.
+and 80 % of the epochs, Nesterov momentum 0.9, no decay, features as they come, not normalised.
+Three things differ without `preset: authors`. The encoder is in eval mode, so that it is frozen;
+theirs goes by each batch's own BatchNorm statistics, and moves its averages. The last epoch counts;
+theirs is the best one on the test set. And a batch has 512 images, theirs 256.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def run(subject: Subject) -> Iterator[Result]:
     settings = subject.evaluation.sgd
     found = results([on_gpu(sgd_probe, subject.bench, settings, seed) for seed in subject.seeds])
     images = subject.labels.test_images
-    yield from accuracies("SGD probe", found, images, settings.model_dump())
+    whose = ", as SimCore's authors'" if settings.preset else ""
+    yield from accuracies(f"SGD probe{whose}", found, images, settings.model_dump())
 
 
 def sgd_probe(bench: Bench, settings: SgdSettings, seed: int) -> Accuracy:

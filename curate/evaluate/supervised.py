@@ -50,13 +50,16 @@ def train_and_test(
     device = device_here()
     bf16 = device.type == "cuda"
     frozen = "encoder" not in rates
-    module = encoder.module.train(not frozen).requires_grad_(not frozen).to(device)
+    own = settings if isinstance(settings, SgdSettings) else SgdSettings()
+    moving = not frozen or own.batch_norm == "moving"
+    module = encoder.module.train(moving).requires_grad_(not frozen).to(device)
     module = module.to(memory_format=torch.channels_last)
     head = new_head(encoder.feature_dim, len(labels.classes), seed).to(device)
     parts: dict[str, nn.Module] = {"encoder": module, "head": head}
     groups = [(parts[name], peak) for name, peak in rates.items()]
     optimizer = sgd(groups, settings.weight_decay, nesterov=True)
-    steps = settings.epochs * steps_an_epoch(labels.train_images, settings.batch_size)
+    of_epoch = steps_an_epoch(labels.train_images, settings.batch_size)
+    steps = settings.epochs * of_epoch
     batches = crops(
         train,
         labels.train,
@@ -69,20 +72,38 @@ def train_and_test(
         device=device,
         decoders=bench.decoders,
     )
+    found: list[Accuracy] = []
+
+    def measure(step: int) -> None:
+        """At the ends of the epochs that may count."""
+        if step == steps or (own.epoch == "best" and step % of_epoch == 0):
+            seen = _features(module, encoder.preprocessing, bench, test, asked)
+            found.append(accuracy(predicted_by(head, seen), labels.test[asked]))
+
     loss_of = _cross_entropy(module, head, frozen=frozen, bf16=bf16)
-    descend(optimizer, loss_of, batches, lambda step: rate(step / steps), settings, key)
-    seen = features_of(
+    descend(optimizer, loss_of, batches, lambda step: rate(step / steps), settings, key, measure)
+    return max(found, key=lambda one: one.top1), len(rows)
+
+
+def _features(
+    module: nn.Module,
+    preprocessing: Preprocessing,
+    bench: Bench,
+    images: TrainingSet,
+    rows: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    device = device_here()
+    return features_of(
         module,
-        encoder.preprocessing,
+        preprocessing,
         bench.limits,
-        test,
-        asked,
+        images,
+        rows,
         device,
         decoders=bench.decoders,
-        bf16=bf16,
+        bf16=device.type == "cuda",
         unit=False,
     )
-    return accuracy(predicted_by(head, seen), labels.test[asked]), len(rows)
 
 
 def _cross_entropy(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -14,13 +14,27 @@ OnOwnData = Literal["detection", "segmentation", "selection"]
 Protocol = Literal[OnLabelledSets, OnOwnData]
 
 
+# Their train_sup.py: batches of 256, BatchNorm in training mode, the best epoch on the test set
+AUTHORS = {"batch_size": 256, "batch_norm": "moving", "epoch": "best"}
+
+
 class SgdSettings(Settings):
     """The linear probe of SimCore's authors: on random crops, through the frozen encoder."""
 
+    preset: Literal["authors"] | None = None  # what is unset is as SimCore's authors had it
     learning_rate: float = Field(10, gt=0)
     weight_decay: float = Field(0, ge=0)
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(512, ge=1)
+    batch_norm: Literal["frozen", "moving"] = "frozen"  # by its averages, or by the batch's own
+    epoch: Literal["last", "best"] = "last"  # best: on the test set, which is no honest figure
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("preset") == "authors":
+            return AUTHORS | given
+        return given
 
 
 class FinetuneSettings(Settings):

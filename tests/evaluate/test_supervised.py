@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from curate.dataset.training_set import TrainingSet
 from curate.embedding import encoders
 from curate.errors import CurateError
 from curate.evaluate import descent, supervised
+from curate.evaluate.accuracy import accuracy
 from curate.evaluate.bench import labels_of, matched_labels
 from curate.evaluate.descent import set_learning_rates, sgd
 from curate.evaluate.features import features_of
@@ -141,6 +143,32 @@ def test_a_head_is_drawn_by_its_seed_alone() -> None:
     first, same, other = new_head(4, 3, 0), new_head(4, 3, 0), new_head(4, 3, 1)
     assert torch.equal(first.weight, same.weight) and not torch.equal(first.weight, other.weight)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_the_probe_as_the_authors_have_it(small, monkeypatch) -> None:
+    """BatchNorm's averages move, the weights do not; the best epoch counts."""
+    told = SgdSettings(preset="authors", epochs=4, batch_size=8, learning_rate=0.3)
+    assert SgdSettings(preset="authors").batch_size == 256 and told.epoch == "best"
+    seen, found = [], []
+
+    def features(module, *given, **more):
+        assert module.training
+        seen.append({name: value.clone() for name, value in module.state_dict().items()})
+        return features_of(module, *given, **more)
+
+    def measured(*given):
+        found.append(accuracy(*given))
+        return found[-1]
+
+    monkeypatch.setattr(supervised, "features_of", features)
+    monkeypatch.setattr(supervised, "accuracy", measured)
+    best = sgd_probe(small, told, seed=1)
+    assert len(found) == 4 and best.top1 == max(one.top1 for one in found)
+    before = encoders.build(small.encoder).module.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], seen[-1][name])}
+    assert moved and all(name.endswith(("mean", "var", "tracked")) for name in moved)
+    with pytest.raises(ValidationError):
+        SgdSettings(preset="theirs")
 
 
 def test_the_probe_is_softmax_regression_on_the_crops(small, monkeypatch) -> None:
