@@ -282,8 +282,9 @@ def decode_or_crop(dataset: CropDataset, processes: int) -> dict[str, float]:
 
     def crop_all() -> None:
         for picture in pictures:
+            rgb = np.asarray(picture)
             for shape in dataset.views:
-                crop(picture, draw_box(rng, shape.view, *picture.size), shape)
+                crop(rgb, draw_box(rng, shape.view, *picture.size), shape)
 
     decoding = timed(decode_all, 3, len(places)) * processes
     cropping = timed(crop_all, 3, len(places)) * processes

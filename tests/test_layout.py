@@ -79,6 +79,8 @@ PURE = [
         "pretraining.order",
         "pretraining.optimise",
         "pretraining.adapt",
+        "pretraining.accumulate",
+        "pretraining.quality",
     ),
     *(*(f"evaluate.{n}" for n in ("accuracy", "logistic", "neighbours")), "comparison.table"),
     *("report.content", "coreset.projection", "report.pages"),
@@ -199,14 +201,15 @@ def test_documented_keys_are_the_keys_there_are() -> None:
             assert f"`{name}`" in text, name
     fields = settings.TrainingSettings.model_fields.items()
     groups = {n: f.default for n, f in fields if isinstance(f.default, settings.Settings)}
-    assert groups.keys() == {"optimizer", "views", "resources", "checkpoints"}
+    assert groups.keys() == {"optimizer", "views", "resources", "dataset", "checkpoints"}
     for group, defaults in groups.items():
         table = text.partition(f"\n### `{group}`")[2].partition("\n#")[0]
         cells = [line.split("|") for line in table.splitlines() if line.startswith("| `")]
         stated = {row[1].strip(" `"): row[2].strip(" `") for row in cells}
         assert stated.keys() == type(defaults).model_fields.keys(), group
         for name, default in defaults:
-            assert default is None or stated[name] == str(default), name
+            said = str(default).lower() if isinstance(default, bool) else str(default)
+            assert default is None or stated[name] == said, name
     comparing = (ROOT / "docs" / "comparison.md").read_text()
     for section in (settings.ComparisonSettings, settings.ArmSettings, settings.TargetSettings):
         for name in section.model_fields:

@@ -86,7 +86,7 @@ def test_a_copier(settings: Any, tmp_path: Path) -> None:
 
     @ray.remote(runtime_env=fresh())
     def copy() -> tuple[int, list[str]]:
-        copied = copying.copy(files, 0, {"target": settings.target}, 1 << 20)
+        copied = copying.copy(files, 0, {"target": settings.target}, settings.images)
         assert isinstance(copied, copying.Copied)
         return sum(part.images for part in copied.parts), [m for m in HEAVY if m in sys.modules]
 

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import ray
 from ray import ObjectRef
@@ -61,17 +62,26 @@ def _inputs(cell: Cell) -> Inputs:
     assert settings.pretrain is not None and settings.evaluate is not None
     # Which move no weight, or stand in `data`; what is unset says nothing, so that a key that is
     # new to this version undoes no result
-    aside = {"data", "open_sample", "resources", "checkpoints", "probe"}
+    elsewhere = ("data", "open_sample", "dataset", "resources", "trackers")
+    aside: dict[str, Any] = dict.fromkeys(elsewhere, True)
+    aside["checkpoints"] = {"every", "keep"}
+    if settings.pretrain.checkpoints.best != "knn":
+        aside["probe"] = True
     return {
-        "data": materialise.request(settings, settings.pretrain.data, settings.pretrain.open_sample)
-        if cell.arm.kind != "untrained"
-        else None,
+        "data": _request(settings) if cell.arm.kind != "untrained" else None,
         "training": settings.pretrain.model_dump(mode="json", exclude=aside, exclude_none=True),
         "encoder": settings.encoder.model_dump(
             mode="json", exclude={"pretrain"}, exclude_none=True
         ),
         "evaluate": public_document(settings.evaluate.model_dump(mode="json")),
     }
+
+
+def _request(settings: RunSettings) -> Inputs:
+    chosen = settings.pretrain
+    assert chosen is not None
+    side_px = chosen.side_px(settings.encoder.image_px)
+    return materialise.request(settings, chosen.data, chosen.open_sample, side_px)
 
 
 def finished(cells: list[Cell]) -> list[Trained]:
@@ -129,7 +139,10 @@ def _copy_images(cell: Cell) -> None:
     if cell.arm.kind != "untrained":
         chosen = cell.settings.pretrain
         assert chosen is not None
-        materialise.training_images(cell.settings, chosen.data, cell.images, chosen.open_sample)
+        side_px = chosen.side_px(cell.settings.encoder.image_px)
+        materialise.training_images(
+            cell.settings, chosen.data, cell.images, chosen.open_sample, side_px
+        )
 
 
 @ray.remote(num_cpus=0, max_retries=0)

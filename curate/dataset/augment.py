@@ -1,4 +1,4 @@
-"""Colour, grey, blur and solarisation of whole batches, each image by parameters of its own.
+"""Rotation, colour, grey, blur and solarisation of batches, each image by parameters of its own.
 
 One implementation for GPU and CPU. Each operation is torchvision's of the same name for one float
 image; `views` draws the parameters.
@@ -10,8 +10,19 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from curate.dataset.views import BLUR, BRIGHTNESS, CONTRAST, GREY, HUE, ORDER, SATURATION, SOLARIZE
+from curate.dataset.views import (
+    BLUR,
+    BRIGHTNESS,
+    CONTRAST,
+    GREY,
+    HUE,
+    ORDER,
+    ROTATION,
+    SATURATION,
+    SOLARIZE,
+)
 
 BLURRED_PX = 224  # side of the images that blurs' sigmas are of
 MOST_SIGMA = 2.0  # px, of all recipes
@@ -45,6 +56,8 @@ class Augment:
         would mean to wait for it.
         """
         images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+        turn = lambda x, p: rotated(x, p[:, ROTATION])  # noqa: E731
+        _change(images, parameters[:, ROTATION] != 0, turn, parameters)
         images = colour_jitter(images, parameters)
         _change(images, parameters[:, GREY] > 0, lambda x, _: _grey(x).expand_as(x), parameters)
         radius = min(self.blur_radius, images.shape[-1] - 1)
@@ -53,6 +66,15 @@ class Augment:
         _change(images, parameters[:, SOLARIZE] > 0, lambda x, _: solarize(x), parameters)
         images = images.sub_(self.mean).div_(self.std)
         return images.contiguous(memory_format=torch.channels_last)
+
+
+def rotated(images: Tensor, angle: Tensor) -> Tensor:
+    """images (N, 3, px, px), angle (N,) in radians, against the clock; what lies beyond the edges
+    is what they mirror."""
+    cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
+    matrix = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
 def colour_jitter(images: Tensor, parameters: Tensor) -> Tensor:

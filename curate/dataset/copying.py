@@ -14,6 +14,7 @@ import ray
 
 from curate import storage
 from curate.dataset.sample import taken
+from curate.dataset.smaller import smaller
 from curate.dataset.training_set import SCHEMA, Span, write_part
 from curate.dataset.wanted import Piece, read_piece
 from curate.errors import one_line
@@ -21,7 +22,7 @@ from curate.privacy import public
 from curate.runfiles import shards
 from curate.runfiles.files import TrainingSetFiles
 from curate.runfiles.shards import Reject
-from curate.settings import SourceSettings
+from curate.settings import ImageSettings, SourceSettings
 from curate.sources import Changed, Item, read_unit
 from curate.sources.located import read_located
 
@@ -43,6 +44,7 @@ class Part(NamedTuple):
 class Copied:
     parts: list[Part]
     rejects: int
+    reduced: int = 0  # images that were larger
 
     @staticmethod
     def read(uri: str) -> Copied:
@@ -50,7 +52,7 @@ class Copied:
         parts = [
             Part(name, images, digest, Span(*span)) for name, images, digest, span in found["parts"]
         ]
-        return Copied(parts, found["rejects"])
+        return Copied(parts, found["rejects"], found.get("reduced", 0))
 
 
 @dataclass(frozen=True)
@@ -74,18 +76,32 @@ class _Image:
 
 @ray.remote
 def copy_piece(
-    files: TrainingSetFiles, number: int, sources: Sources, max_bytes: int
+    files: TrainingSetFiles,
+    number: int,
+    sources: Sources,
+    limits: ImageSettings,
+    side_px: int | None,
 ) -> Copied | NotNow:
-    return copy(files, number, sources, max_bytes)
+    return copy(files, number, sources, limits, side_px)
 
 
-def copy(files: TrainingSetFiles, number: int, sources: Sources, max_bytes: int) -> Copied | NotNow:
-    """What is damaged or gone is rejected; what does not answer is tried again for a while."""
+def copy(
+    files: TrainingSetFiles,
+    number: int,
+    sources: Sources,
+    limits: ImageSettings,
+    side_px: int | None = None,
+) -> Copied | NotNow:
+    """What is damaged or gone is rejected; what does not answer is tried again for a while.
+
+    side_px: what is larger is copied in that size; as it is where None.
+    """
     piece = read_piece(files.list, number)
     for attempt in range(ATTEMPTS):
         try:
             last = attempt == ATTEMPTS - 1
-            parts, rejects = _parts(files, number, _items(piece, sources, max_bytes, last))
+            items = _items(piece, sources, limits.max_bytes, last)
+            parts, rejects, reduced = _parts(files, number, items, limits, side_px)
             break
         except Changed as error:
             return NotNow(one_line(error, 200), changed=True)
@@ -97,14 +113,19 @@ def copy(files: TrainingSetFiles, number: int, sources: Sources, max_bytes: int)
         return NotNow(reason)
     if rejects:
         shards.write_parquet(files.rejects_of(number), shards.reject_table(rejects))
-    copied = Copied(parts, len(rejects))
+    copied = Copied(parts, len(rejects), reduced)
     storage.write_json(files.done(number), asdict(copied))  # last: where it is, the parts are
     return copied
 
 
 def _parts(
-    files: TrainingSetFiles, number: int, items: Iterable[tuple[str, Item]]
-) -> tuple[list[Part], list[Reject]]:
+    files: TrainingSetFiles,
+    number: int,
+    items: Iterable[tuple[str, Item]],
+    limits: ImageSettings,
+    side_px: int | None,
+) -> tuple[list[Part], list[Reject], int]:
+    reduced = 0
     parts: list[Part] = []
     rejects: list[Reject] = []
     waiting: list[_Image] = []
@@ -124,14 +145,16 @@ def _parts(
             reason = item.error or "no bytes"
             rejects.append(Reject(source, item.key, item.uri, "read", reason))
             continue
-        digest = hashlib.sha256(item.data).hexdigest()
-        waiting.append(_Image(source, public(item.key), item.label, digest, item.data))
-        waiting_bytes += len(item.data)
+        digest = hashlib.sha256(item.data).hexdigest()  # of what was found
+        image = item.data if side_px is None else smaller(item.data, side_px, limits)
+        reduced += image is not item.data
+        waiting.append(_Image(source, public(item.key), item.label, digest, image))
+        waiting_bytes += len(image)
         if waiting_bytes >= PART_BYTES:
             write()
     if waiting:
         write()
-    return parts, rejects
+    return parts, rejects, reduced
 
 
 def _items(

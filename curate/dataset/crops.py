@@ -6,6 +6,7 @@ What an image's views are depends on (seed, epoch, image) alone, and which image
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from curate.dataset.decoded import Decoded
 from curate.dataset.training_set import TrainingSet
 from curate.dataset.views import (
+    Box,
     Shape,
     crop,
     draw_box,
@@ -29,6 +32,7 @@ from curate.images import EncodedImage, Refused
 from curate.settings import ImageSettings
 
 VIEWS = 1  # a stream of random numbers; 0 is that of the order
+AHEAD = 4  # batches that a process decodes ahead, where shared memory has room
 SUBSTITUTES = 100  # images tried in place of one that cannot be read
 
 
@@ -55,6 +59,23 @@ class Crops:
         )
 
 
+def parts_of(crops: Crops, parts: int) -> list[Crops]:
+    """As many of equal size, in order; the unreadable ones are told of with none of them."""
+    size = len(crops.ids) // parts
+    rows = [slice(n * size, (n + 1) * size) for n in range(parts)]
+    return [
+        Crops(
+            [view[own] for view in crops.pixels],
+            [view[own] for view in crops.parameters],
+            crops.ids[own],
+            crops.labels[own],
+            crops.noise[own],
+            [],
+        )
+        for own in rows
+    ]
+
+
 class CropDataset(Dataset[Crops]):
     """Decodes and crops; a batch at a time."""
 
@@ -65,9 +86,12 @@ class CropDataset(Dataset[Crops]):
         limits: ImageSettings,
         seed: int,
         noise: int,
+        decoded: Decoded | None = None,
     ) -> None:
+        """decoded: keeps what is decoded; then of its full size, where it would else be decoded no
+        larger than the crops need."""
         self.images, self.shapes, self.limits = images, shapes, limits
-        self.seed, self.noise = seed, noise
+        self.seed, self.noise, self.decoded = seed, noise, decoded
         # One entry a view: a shape may stand for several
         self.views = [shape for shape in shapes for _ in range(shape.view.count)]
 
@@ -104,7 +128,7 @@ class CropDataset(Dataset[Crops]):
         for further in range(min(SUBSTITUTES, len(self.images))):
             substitute = (place + further) % len(self.images)
             try:
-                return substitute, self._crops(self.images.image(substitute), rng)
+                return substitute, self._crops(substitute, rng)
             except Refused:
                 if further == 0:
                     unreadable.append(place)
@@ -113,29 +137,75 @@ class CropDataset(Dataset[Crops]):
             "cannot be decoded"
         )
 
-    def _crops(self, data: bytes, rng: np.random.Generator) -> list[NDArray[np.uint8]]:
-        image = EncodedImage(data, self.limits)
-        boxes = [draw_box(rng, shape.view, *image.size) for shape in self.views]
+    def _crops(self, place: int, rng: np.random.Generator) -> list[NDArray[np.uint8]]:
+        if self.decoded is not None:
+            return self._crops_of(self._pixels(place, self.decoded), rng)
+        image = EncodedImage(self.images.image(place), self.limits)
+        boxes = self._boxes(rng, image.size)
         # The crops say how small it may be decoded
         wanted_px = least_px(boxes, [shape.px for shape in self.views], min(image.size))
-        rgb = image.decode(wanted_px)
+        rgb = np.asarray(image.decode(wanted_px))
+        size = (rgb.shape[1], rgb.shape[0])
         return [
-            crop(rgb, scaled(box, image.size, rgb.size), shape)
+            crop(rgb, scaled(box, image.size, size), shape)
             for box, shape in zip(boxes, self.views, strict=True)
         ]
 
+    def _crops_of(
+        self, rgb: NDArray[np.uint8], rng: np.random.Generator
+    ) -> list[NDArray[np.uint8]]:
+        boxes = self._boxes(rng, (rgb.shape[1], rgb.shape[0]))
+        return [crop(rgb, box, shape) for box, shape in zip(boxes, self.views, strict=True)]
+
+    def _boxes(self, rng: np.random.Generator, size: tuple[int, int]) -> list[Box]:
+        return [draw_box(rng, shape.view, *size) for shape in self.views]
+
+    def _pixels(self, place: int, decoded: Decoded) -> NDArray[np.uint8]:
+        found = decoded.get(place)
+        if found is None:
+            image = EncodedImage(self.images.image(place), self.limits)
+            found = np.asarray(image.decode())
+            decoded.put(place, found)
+        return found
+
+
+def batch_bytes(shapes: list[Shape], images: int) -> int:
+    """Of so many images' views, as they pass from a process that decodes."""
+    return images * sum(3 * shape.px**2 * shape.view.count for shape in shapes)
+
+
+def shared_memory() -> float:
+    """Bytes of this machine's that batches may take: half of what is free."""
+    try:
+        return shutil.disk_usage("/dev/shm").free / 2
+    except OSError:  # another system than Linux
+        return float("inf")
+
+
+def ahead_of(workers: int, size: int, room: float) -> tuple[int, int]:
+    """So many processes, and batches ahead for each, that their batches of `size` bytes fit into
+    `room` bytes of shared memory: a process that finds none left dies of a bus error."""
+    fitting = max(1, int(min(room, 1e18) // max(1, size)))
+    workers = min(workers, fitting)
+    return workers, max(1, min(AHEAD, fitting // max(1, workers)))
+
 
 def loader(
-    dataset: CropDataset, places: Iterator[list[tuple[int, int]]], workers: int, pinned: bool
+    dataset: CropDataset,
+    places: Iterator[list[tuple[int, int]]],
+    workers: int,
+    pinned: bool,
+    ahead: int = AHEAD,
 ) -> DataLoader[Crops]:
-    """workers: processes that decode ahead; 0 decodes in this one, between steps."""
+    """workers: processes that decode, each so many batches ahead; 0 decodes in this one, between
+    steps."""
     return DataLoader(
         dataset,
         batch_sampler=places,
         collate_fn=_as_it_is,  # type: ignore[arg-type]
         num_workers=workers,
         pin_memory=pinned,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=ahead if workers else None,
     )
 
 

@@ -34,13 +34,15 @@ FILES_AT_ONCE = 256  # small ones, that one task reads
 SOURCES = ("target", "open")  # what is no manifest
 
 
-def request(settings: RunSettings, data: list[str], sample: int | None = None) -> Inputs:
+def request(
+    settings: RunSettings, data: list[str], sample: int | None = None, side_px: int | None = None
+) -> Inputs:
     """What a training set is to be made from: equal requests give equal sets."""
-    return _request(data, _asked(settings, data, sample))
+    return _request(data, _asked(settings, data, sample), side_px)
 
 
-def _request(data: list[str], asked: list[Asked]) -> Inputs:
-    made_from: Inputs = {}
+def _request(data: list[str], asked: list[Asked], side_px: int | None = None) -> Inputs:
+    made_from: Inputs = {} if side_px is None else {"side_px": side_px}
     for name, one in zip(data, asked, strict=True):
         dumps = [public_document(source.model_dump(mode="json")) for source in one.sources]
         made_from[name] = one.digest or (dumps if name == "open" else dumps[0])
@@ -59,17 +61,22 @@ def check(settings: RunSettings, data: list[str]) -> None:
 
 
 def training_images(
-    settings: RunSettings, data: list[str], folder: str, sample: int | None = None
+    settings: RunSettings,
+    data: list[str],
+    folder: str,
+    sample: int | None = None,
+    side_px: int | None = None,
 ) -> Index:
     """The images of `data`, in that order, as a training set under `folder`.
 
-    sample: of the open set, so many alone.
+    sample: of the open set, so many alone. side_px: images whose shorter side is larger are made so
+    large; all are as they were found where None.
 
     Raises CurateError for what cannot be found, where too many images cannot be read, and where
     some of them cannot be read now: running again goes on with these.
     """
     asked = _asked(settings, data, sample)
-    return _materialise(settings, _request(data, asked), asked, folder)
+    return _materialise(settings, _request(data, asked, side_px), asked, folder, side_px)
 
 
 def labelled_images(settings: RunSettings, source: SourceSettings, folder: str) -> Index:
@@ -114,16 +121,22 @@ def _no_manifest(uri: str, name: str) -> CurateError:
 
 
 def _materialise(
-    settings: RunSettings, made_from: Inputs, asked: list[Asked], folder: str
+    settings: RunSettings,
+    made_from: Inputs,
+    asked: list[Asked],
+    folder: str,
+    side_px: int | None = None,
 ) -> Index:
     files = TrainingSetFiles(folder)
     index = read_index(folder, made_from)
     if index is None:
-        index = _make(settings, made_from, asked, files)
+        index = _make(settings, made_from, asked, files, side_px)
         index.write(folder)  # last: where it is, the set is whole
         log.info(
             "training set: %d images, %d unreadable, at %s", index.images, index.rejected, folder
         )
+        if index.reduced:
+            log.info("training set: %d images reduced to %s px", index.reduced, side_px)
         for sample in (one.sample for one in asked if one.sample):
             if index.open_images < sample:
                 log.info("open_sample=%d: made of %d images", sample, index.open_images)
@@ -132,7 +145,11 @@ def _materialise(
 
 
 def _make(
-    settings: RunSettings, made_from: Inputs, asked: list[Asked], files: TrainingSetFiles
+    settings: RunSettings,
+    made_from: Inputs,
+    asked: list[Asked],
+    files: TrainingSetFiles,
+    side_px: int | None,
 ) -> Index:
     max_bytes = settings.images.max_bytes
     listed, done = _begun({**made_from, "max_bytes": max_bytes}, asked, files)
@@ -140,7 +157,8 @@ def _make(
     sources: Sources = {source.name: source for source in known}
     shared = ray.put(sources)
     missing = [number for number in range(len(listed.images)) if number not in done]
-    copied = results([copy_piece.remote(files, n, shared, max_bytes) for n in missing])
+    limits = settings.images
+    copied = results([copy_piece.remote(files, n, shared, limits, side_px) for n in missing])
     found = done | dict(zip(missing, copied, strict=True))
     whole = [one for _, one in sorted(found.items()) if isinstance(one, Copied)]
     if len(whole) < len(found):
@@ -164,6 +182,7 @@ def _make(
         sum(one.rejects for one in whole),
         hashlib.sha256("".join(part.digest for part in parts).encode()).hexdigest(),
         [part.span for part in parts],
+        sum(one.reduced for one in whole),
     )
 
 

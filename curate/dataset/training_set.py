@@ -67,6 +67,7 @@ class Index:
     rejected: int
     fingerprint: str  # over every image's bytes and label, in order
     spans: list[Span] = field(default_factory=list)  # of the parts; of a remote set needed
+    reduced: int = 0  # images that were larger
 
     def write(self, folder: str) -> None:
         rest = asdict(self)
@@ -80,7 +81,7 @@ def read_index(folder: str, made_from: Inputs | None = None) -> Index | None:
     if document is None:
         return None
     try:
-        found: dict[str, Any] = {"spans": [], **document}
+        found: dict[str, Any] = {"spans": [], "reduced": 0, **document}
         found = {name: found[name] for name in Index.__dataclass_fields__}
         found["parts"] = [(name, rows) for name, rows in found["parts"]]
         found["spans"] = [Span(*span) for span in found["spans"]]

@@ -24,17 +24,20 @@ TRIES = 10  # to find a crop that lies inside the image
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 0, 1, 2, 3
 ORDER = slice(4, 8)  # of the four above: a permutation of 0…3
 GREY, BLUR, SOLARIZE = 8, 9, 10  # 0 or 1; sigma in px, 0 for none; 0 or 1
-PARAMETERS = 11
+ROTATION = 11  # radians
+PARAMETERS = 12
 
 
 class Box(NamedTuple):
-    """A crop in pixels, with its flip."""
+    """A crop in pixels, and how it is then laid."""
 
     left: int
     top: int
     width: int
     height: int
     flip: bool
+    upside_down: bool = False
+    turns: int = 0  # quarters, against the clock
 
 
 @dataclass(frozen=True)
@@ -56,22 +59,28 @@ def draw_box(rng: np.random.Generator, view: View, width: int, height: int) -> B
     """A crop of random area and aspect, as torchvision's RandomResizedCrop takes it; a centre crop
     where none of the tries fits."""
     log_aspect = np.log(ASPECT)
-    flip = bool(rng.random() < view.flip_p)
+    laid = (
+        bool(rng.random() < view.flip_p),
+        # Drawn where there is a choice alone: other recipes' views stay what they were
+        view.vertical_flip_p > 0 and bool(rng.random() < view.vertical_flip_p),
+        int(rng.integers(4)) if view.quarter_turns else 0,
+    )
     for _ in range(TRIES):
         area = width * height * rng.uniform(*view.scale)
         aspect = math.exp(rng.uniform(*log_aspect))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             left = int(rng.integers(0, width - w + 1))
-            return Box(left, int(rng.integers(0, height - h + 1)), w, h, flip)
+            return Box(left, int(rng.integers(0, height - h + 1)), w, h, *laid)
     aspect = min(max(width / height, ASPECT[0]), ASPECT[1])
     w = min(width, round(height * aspect))
     h = min(height, round(width / aspect))
-    return Box((width - w) // 2, (height - h) // 2, w, h, flip)
+    return Box((width - w) // 2, (height - h) // 2, w, h, *laid)
 
 
 def draw_parameters(rng: np.random.Generator, view: View) -> NDArray[np.float32]:
-    """(PARAMETERS,) of one view. Always draws as many random numbers, whatever comes of them."""
+    """(PARAMETERS,) of one view. Of one recipe always draws as many random numbers, whatever comes
+    of them."""
     row = np.zeros(PARAMETERS, np.float32)
     u = rng.random(9)
     order = rng.permutation(4)
@@ -88,16 +97,20 @@ def draw_parameters(rng: np.random.Generator, view: View) -> NDArray[np.float32]
         low, high = view.blur_sigma
         row[BLUR] = low + u[8] * (high - low)
     row[SOLARIZE] = u[7] < view.solarize_p
+    if view.rotation:
+        row[ROTATION] = math.radians(rng.uniform(-view.rotation, view.rotation))
     return row
 
 
-def crop(image: Image.Image, box: Box, shape: Shape) -> NDArray[np.uint8]:
-    """Cut, resize with antialiasing, and flip → (px, px, 3) uint8."""
-    right, bottom = box.left + box.width, box.top + box.height
+def crop(rgb: NDArray[np.uint8], box: Box, shape: Shape) -> NDArray[np.uint8]:
+    """rgb (H, W, 3): cut, resize with antialiasing, flip and turn → (px, px, 3) uint8."""
+    part = rgb[box.top : box.top + box.height, box.left : box.left + box.width]
     filter_ = Image.Resampling.BICUBIC if shape.view.bicubic else Image.Resampling.BILINEAR
-    cut = image.crop((box.left, box.top, right, bottom)).resize((shape.px, shape.px), filter_)
+    whole = Image.fromarray(np.ascontiguousarray(part))
+    cut = whole.resize((shape.px, shape.px), filter_)
     pixels = np.asarray(cut)
-    return pixels[:, ::-1] if box.flip else pixels
+    pixels = pixels[:: -1 if box.upside_down else 1, :: -1 if box.flip else 1]
+    return np.rot90(pixels, box.turns)
 
 
 def scaled(box: Box, from_size: tuple[int, int], to_size: tuple[int, int]) -> Box:
@@ -106,12 +119,11 @@ def scaled(box: Box, from_size: tuple[int, int], to_size: tuple[int, int]) -> Bo
         return box
     x, y = to_size[0] / from_size[0], to_size[1] / from_size[1]
     left, top = min(int(box.left * x), to_size[0] - 1), min(int(box.top * y), to_size[1] - 1)
-    return Box(
-        left,
-        top,
-        max(1, min(round(box.width * x), to_size[0] - left)),
-        max(1, min(round(box.height * y), to_size[1] - top)),
-        box.flip,
+    return box._replace(
+        left=left,
+        top=top,
+        width=max(1, min(round(box.width * x), to_size[0] - left)),
+        height=max(1, min(round(box.height * y), to_size[1] - top)),
     )
 
 

@@ -53,6 +53,7 @@ class Card:
     epochs: int | None = None
     images: int | None = None  # that it was trained on
     dataset: str | None = None  # their fingerprint
+    best: str | None = None  # by which figure, and when, if it is not the training's last
     init: str | None = None  # what it began from, if not from random weights
     curate: str = __version__
 

@@ -1,8 +1,12 @@
 """What every self-supervised method is: a module whose forward pass gives its loss on a batch.
 
-A method owns the backbone and whatever it trains beside it. It knows neither Ray nor files.
+A method owns the backbone and whatever it trains beside it. It knows neither Ray nor files. What it
+does has two parts: `embed` sees one image at a time, but for BatchNorm, and uses all that is
+trained; `compare` makes a loss of what came of all images, and moves queues and centres.
+
 Losses are those of the *global* batch: what a rank computes, averaged over ranks as DDP averages
-gradients, is the loss and the gradient that one process with the whole batch would have.
+gradients, is the loss and the gradient that one process with the whole batch would have. So it is
+for a rank that embeds its images a part at a time.
 """
 
 from __future__ import annotations
@@ -12,10 +16,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from curate.settings.recipe import Option
 
@@ -28,6 +34,9 @@ class Batch:
     ids: Tensor  # (N,) place of the image in the training set
     labels: Tensor  # (N,) class number, -1 where unknown
     noise: Tensor  # (N, L) uniform in 0…1, drawn with the views; L is the method's `noise`
+
+
+Embedded = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ class Context:
 
 
 class Method(nn.Module):
-    """The protocol. Subclasses set what they need in __init__ and implement forward.
+    """The protocol. Subclasses set what they need in __init__, and implement embed and compare.
 
     __init__ raises ValueError for options that cannot be.
     """
@@ -111,9 +120,26 @@ class Method(nn.Module):
         """Schedules of the method's own. An override calls this one first."""
         self.clock = clock
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """→ the loss, and the backbone's features (n, D) of some of the views, to be watched."""
+    def embed(self, batch: Batch) -> Embedded:
+        """What `compare` needs to know of some images, and `features` (n, V, D) of the backbone, of
+        some of the views, to be watched.
+
+        Tensors whose rows are the images', in one order for all of them: those of two batches, one
+        under the other, are those of both.
+        """
         raise NotImplementedError
+
+    def compare(self, embedded: Embedded, batch: Batch) -> Tensor:
+        """→ the loss. batch: its views may be absent."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, compared: bool = True) -> Any:
+        """→ the loss, and the features (V·n, D); or, if nothing is to be compared, what `embed`
+        gives: DDP wants to be told of all that is done with its weights."""
+        embedded = self.embed(batch)
+        if not compared:
+            return embedded
+        return self.compare(embedded, batch), by_view(embedded["features"])
 
     def after_backward(self) -> None:
         """Before the gradients are clipped and applied."""
@@ -163,6 +189,16 @@ def by_size(backbone: nn.Module, views: list[Tensor]) -> Tensor:
     return torch.cat([backbone(torch.cat(views[run])) for run in of_one_size(views)])
 
 
+def by_image(x: Tensor, views: int) -> Tensor:
+    """(V·n, …), view by view → (n, V, …)."""
+    return x.unflatten(0, (views, -1)).transpose(0, 1)
+
+
+def by_view(x: Tensor) -> Tensor:
+    """(n, V, …) → (V·n, …), view by view."""
+    return x.transpose(0, 1).flatten(0, 1)
+
+
 def in_turn(module: nn.Module, views: Sequence[Tensor], apart: bool) -> Tensor:
     """Features of some views, one after the other. apart: a pass for each, so that BatchNorm has
     statistics of each; else one pass for all."""
@@ -183,6 +219,18 @@ def follow(slow: nn.Module, fast: nn.Module, momentum: float) -> None:
     slow_weights = [p.data for p in slow.parameters()]
     fast_weights = [p.data for p in fast.parameters()]
     torch._foreach_lerp_(slow_weights, fast_weights, 1 - momentum)
+
+
+def through_blocks(vit: Any, tokens: Tensor, **more: Any) -> Tensor:
+    """A transformer's blocks one after the other, as its own forward pass has them."""
+    again = vit.grad_checkpointing and torch.is_grad_enabled()
+    for block in vit.blocks:
+        tokens = (
+            checkpoint(block, tokens, use_reentrant=False, **more)
+            if again
+            else block(tokens, **more)
+        )
+    return tokens
 
 
 @torch.no_grad()

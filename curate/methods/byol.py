@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from curate.methods.base import (
     Batch,
     Context,
+    Embedded,
     Method,
+    by_image,
     cosine,
     follow,
     in_turn,
@@ -35,17 +37,24 @@ class BYOL(Method):
         self.target_backbone = momentum_copy(backbone)
         self.target_projector = momentum_copy(self.projector)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def embed(self, batch: Batch) -> Embedded:
         views, apart = batch.views[:2], self.context.flag("views_apart")
         features = in_turn(self.backbone, views, apart)  # (2n, D)
         projected = in_turn(self.projector, features.chunk(2), apart)
         predicted = in_turn(self.predictor, projected.chunk(2), apart)
         with torch.no_grad():
             target = in_turn(self.target_backbone, views, apart)
-            target_a, target_b = in_turn(self.target_projector, target.chunk(2), apart).chunk(2)
-        predicted_a, predicted_b = predicted.chunk(2)
-        loss = prediction_error(predicted_a, target_b) + prediction_error(predicted_b, target_a)
-        return loss, features
+            wanted = in_turn(self.target_projector, target.chunk(2), apart)
+        return {
+            "predicted": by_image(predicted, 2),
+            "wanted": by_image(wanted, 2),
+            "features": by_image(features, 2).detach(),
+        }
+
+    def compare(self, embedded: Embedded, batch: Batch) -> Tensor:
+        predicted_a, predicted_b = embedded["predicted"].unbind(1)
+        wanted_a, wanted_b = embedded["wanted"].unbind(1)
+        return prediction_error(predicted_a, wanted_b) + prediction_error(predicted_b, wanted_a)
 
     def after_step(self) -> None:
         momentum = cosine(self.context.number("momentum"), 1.0, self.clock.progress)

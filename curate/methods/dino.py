@@ -17,7 +17,9 @@ from curate.methods.base import (
     Batch,
     Clock,
     Context,
+    Embedded,
     Method,
+    by_image,
     by_size,
     cosine,
     follow,
@@ -92,21 +94,28 @@ class DINO(Method):
         super().before_step(clock)
         self.teacher_temperature = teacher_temperature(self.context, clock)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        full = self.context.global_views
+    def embed(self, batch: Batch) -> Embedded:
+        full, views = self.context.global_views, len(batch.views)
         features = by_size(self.backbone, batch.views)  # (V·n, D)
-        student = self.head(features).chunk(len(batch.views))
         with torch.no_grad():
             seen = self.teacher_head(self.teacher_backbone(torch.cat(batch.views[:full])))
+        return {
+            "student": by_image(self.head(features), views),
+            "teacher": by_image(seen, full),
+            "features": by_image(features, views)[:, :full].detach(),
+        }
+
+    def compare(self, embedded: Embedded, batch: Batch) -> Tensor:
+        seen = embedded["teacher"]
         loss = distillation(
-            list(student),
-            list(seen.chunk(full)),
+            list(embedded["student"].unbind(1)),
+            list(seen.unbind(1)),
             self.center,
             self.context.number("student_temperature"),
             self.teacher_temperature,
         )
-        self._move_center(seen)
-        return loss, features[: full * len(batch.ids)]
+        self._move_center(seen.flatten(0, 1))
+        return loss
 
     @torch.no_grad()
     def _move_center(self, seen: Tensor) -> None:

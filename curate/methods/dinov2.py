@@ -17,7 +17,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from curate.methods.base import Batch, Context, Method, cosine, follow, momentum_copy, of_one_size
+from curate.methods.base import (
+    Batch,
+    Context,
+    Embedded,
+    Method,
+    by_image,
+    by_view,
+    cosine,
+    follow,
+    momentum_copy,
+    of_one_size,
+    through_blocks,
+)
 from curate.methods.dino import Head, teacher_temperature, without_drop_path
 from curate.methods.ranks import gather, own_rows, world
 
@@ -114,19 +126,33 @@ class DINOv2(Method):
         super().before_step(clock)
         self.teacher_temperature = teacher_temperature(self.context, clock)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        full, number = self.context.global_views, self.context.number
+    def embed(self, batch: Batch) -> Embedded:
+        full, views = self.context.global_views, len(batch.views)
         masks = self._masks(batch.noise)  # (F·n, L)
-        wanted, wanted_patches = self._taught(torch.cat(batch.views[:full]), masks)
+        taught, taught_patches = self._taught(torch.cat(batch.views[:full]), masks)
         classes, patches = self._student(batch, masks)  # (V·n, D), (masked, D)
-        views = list(self.head(classes).chunk(len(batch.views)))
-        loss = self._dino(views, list(wanted.chunk(full)))
-        loss = loss + number("ibot_weight") * self._ibot(patches, wanted_patches, masks)
-        seen = classes.chunk(len(batch.views))[:full]
+        seen = by_image(classes, views)[:, :full]
+        return {
+            "classes": seen,
+            "student": by_image(self.head(classes), views),
+            "teacher": by_image(taught, full),
+            # A row a masked patch, with its share of its view's loss
+            "patches": self.patch_head(patches),
+            "teacher_patches": taught_patches,
+            "shares": (1 / masks.sum(1).clamp_min(1)).unsqueeze(1).expand_as(masks)[masks],
+            "features": seen.detach(),
+        }
+
+    def compare(self, embedded: Embedded, batch: Batch) -> Tensor:
+        full, number = self.context.global_views, self.context.number
+        wanted = self._balanced(by_view(embedded["teacher"])).chunk(full)
+        loss = self._dino([*embedded["student"].unbind(1)], [*wanted])
+        masked = self._ibot(embedded) / (full * len(batch.ids))
+        loss = loss + number("ibot_weight") * masked
         if world() * len(batch.ids) > 1:
-            spread = torch.stack([koleo(view) for view in seen]).sum()
+            spread = torch.stack([koleo(view) for view in embedded["classes"].unbind(1)]).sum()
             loss = loss + number("koleo_weight") * spread
-        return loss, torch.cat(seen)
+        return loss
 
     def _masks(self, noise: Tensor) -> Tensor:
         """noise (n, F) → (F·n, L): of some views, by lot, some patches; the same on any number of
@@ -143,19 +169,17 @@ class DINOv2(Method):
 
     @torch.no_grad()
     def _taught(self, images: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-        """The teacher's probabilities: (F·n, K) of the views, (masked, K) of the masked patches.
-        On a GPU in bf16, whatever the student is in."""
-        iterations = self.context.count("sinkhorn_iterations")
+        """The teacher's scores: (F·n, K) of the views, (masked, K) of the masked patches. On a GPU
+        in bf16, whatever the student is in."""
         device = images.device.type
         bf16 = device == "cuda" or torch.is_autocast_enabled(device)
         with torch.autocast(device, torch.bfloat16, enabled=bf16):
             classes, patches = tokens_of(self.teacher_backbone, images)
-            scores = self.teacher_head(classes)
-            patch_scores = self.teacher_patch_head(patches[masks])
-        return (
-            balanced(scores, self.teacher_temperature, iterations),
-            balanced(patch_scores, self.teacher_temperature, iterations),
-        )
+            return self.teacher_head(classes), self.teacher_patch_head(patches[masks])
+
+    def _balanced(self, scores: Tensor) -> Tensor:
+        iterations = self.context.count("sinkhorn_iterations")
+        return balanced(scores, self.teacher_temperature, iterations)
 
     def _student(self, batch: Batch, masks: Tensor) -> tuple[Tensor, Tensor]:
         """→ the class tokens (V·n, D) of all views, and (masked, D) of the masked patches."""
@@ -181,12 +205,12 @@ class DINOv2(Method):
         ]
         return torch.stack(terms).mean()
 
-    def _ibot(self, patches: Tensor, wanted: Tensor, masks: Tensor) -> Tensor:
-        """The mean over views of the mean over their masked patches; a view without any is 0."""
-        given = self.patch_head(patches)
-        losses = cross_entropy(given, wanted, self.context.number("student_temperature"))
-        shares = (1 / masks.sum(1).clamp_min(1)).unsqueeze(1).expand_as(masks)[masks]
-        return (losses * shares).sum() / len(masks)
+    def _ibot(self, embedded: Embedded) -> Tensor:
+        """The sum over views of the mean over their masked patches."""
+        wanted = self._balanced(embedded["teacher_patches"])
+        temperature = self.context.number("student_temperature")
+        losses = cross_entropy(embedded["patches"], wanted, temperature)
+        return (losses * embedded["shares"]).sum()
 
     def after_backward(self) -> None:
         if self.clock.epoch < self.context.number("freeze_last_layer_epochs"):
@@ -225,9 +249,7 @@ def tokens_of(
     x, rope = vit._pos_embed(x), None
     if isinstance(x, tuple):  # of DINOv3's: rotations in place of added positions
         x, rope = x
-    x = vit.norm_pre(x)
-    for block in vit.blocks:
-        x = block(x) if rope is None else block(x, rope=rope)
+    x = through_blocks(vit, vit.norm_pre(x), **({} if rope is None else {"rope": rope}))
     x = vit.norm(x)
     return x[:, 0], x[:, vit.num_prefix_tokens :]
 

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from curate.methods.base import Batch, Context, Method, Teacher, enqueue, mlp, unit
+from curate.methods.base import (
+    Batch,
+    Context,
+    Embedded,
+    Method,
+    Teacher,
+    by_image,
+    enqueue,
+    mlp,
+    unit,
+)
 from curate.methods.ranks import gather
 
 
@@ -53,17 +63,23 @@ class Distill(Method):
         self.register_buffer("queue", F.normalize(torch.randn(context.count("queue"), out), dim=1))
         self.register_buffer("queue_end", torch.zeros((), dtype=torch.long))
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        images, number = batch.views[0], self.context.number
+    def embed(self, batch: Batch) -> Embedded:
+        images = batch.views[0]
         features = self.backbone(images)
-        taught = unit(self.teacher[0].features(images))
+        return {
+            "student": unit(self.projector(features)),
+            "teacher": unit(self.teacher[0].features(images)),
+            "features": by_image(features, 1).detach(),
+        }
+
+    def compare(self, embedded: Embedded, batch: Batch) -> Tensor:
         # A copy: the queue moves on before the gradient is taken
-        loss = similarity_distillation(
-            unit(self.projector(features)),
+        taught, queue, number = embedded["teacher"], self.queue.clone(), self.context.number
+        enqueue(self.queue, self.queue_end, gather(taught))
+        return similarity_distillation(
+            embedded["student"],
             taught,
-            self.queue.clone(),
+            queue,
             number("student_temperature"),
             number("teacher_temperature"),
         )
-        enqueue(self.queue, self.queue_end, gather(taught))
-        return loss, features

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from curate.methods.base import Batch, Context, Method, mlp, unit
+from curate.methods.base import Batch, Context, Embedded, Method, by_image, mlp, unit
 from curate.methods.ranks import gather, world
 
 
@@ -47,12 +47,16 @@ class DrLIM(Method):
         self.projector = mlp(dim, dim, context.count("projection_dim"))
         self.needs_labels = context.flag("label_pairs")
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def embed(self, batch: Batch) -> Embedded:
         features = self.backbone(torch.cat(batch.views[:2]))  # (2n, D)
-        a, b = unit(self.projector(features)).chunk(2)
+        projected = unit(self.projector(features))
+        return {"projected": by_image(projected, 2), "features": by_image(features, 2).detach()}
+
+    def compare(self, embedded: Embedded, batch: Batch) -> Tensor:
+        a, b = embedded["projected"].unbind(1)
         groups = batch.ids
         if self.needs_labels:
             # An image without a label is a class of its own
             groups = torch.where(batch.labels >= 0, batch.labels, -1 - batch.ids)
         margin = self.context.number("margin")
-        return contrastive_margin(a, b, groups, groups, margin), features
+        return contrastive_margin(a, b, groups, groups, margin)

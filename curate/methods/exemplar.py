@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from curate.methods.base import Batch, Context, Method
+from curate.methods.base import Batch, Context, Embedded, Method, by_image
 
 MOST_BYTES = 12_000_000_000
 
@@ -26,7 +26,12 @@ class ExemplarCNN(Method):
             )
         self.classifier = nn.Linear(context.feature_dim, context.images)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def embed(self, batch: Batch) -> Embedded:
+        views = len(batch.views)
         features = self.backbone(torch.cat(batch.views))  # (V·n, D)
-        classes = batch.ids.repeat(len(batch.views))
-        return F.cross_entropy(self.classifier(features).float(), classes), features
+        scores = self.classifier(features).float()
+        losses = F.cross_entropy(scores, batch.ids.repeat(views), reduction="none")
+        return {"losses": by_image(losses, views), "features": by_image(features, views).detach()}
+
+    def compare(self, embedded: Embedded, batch: Batch) -> Tensor:
+        return embedded["losses"].mean()

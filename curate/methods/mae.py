@@ -12,7 +12,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from curate.methods.base import Batch, Context, Method
+from curate.methods.base import Batch, Context, Embedded, Method, by_image, through_blocks
 
 
 def patchify(images: Tensor, patch_px: int) -> Tensor:
@@ -22,19 +22,21 @@ def patchify(images: Tensor, patch_px: int) -> Tensor:
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(n, -1, patch_px * patch_px * c)
 
 
-def reconstruction_error(
-    predicted: Tensor, patches: Tensor, hidden: Tensor, normalise: bool
-) -> Tensor:
-    """Mean squared error over hidden patches alone; with `normalise`, of each patch's pixels less
-    their mean and over their deviation (section 3, "Reconstruction target").
+def patch_errors(predicted: Tensor, patches: Tensor, normalise: bool) -> Tensor:
+    """(N, L): each patch's mean squared error; with `normalise`, of its pixels less their mean and
+    over their deviation (section 3, "Reconstruction target").
 
-    predicted, patches (N, L, P), hidden (N, L) of 0 and 1.
+    predicted, patches (N, L, P).
     """
     if normalise:
         mean = patches.mean(2, keepdim=True)
         patches = (patches - mean) / (patches.var(2, keepdim=True) + 1e-6).sqrt()
-    error = (predicted.float() - patches).square().mean(2)  # (N, L)
-    return (error * hidden).sum() / hidden.sum()
+    return (predicted.float() - patches).square().mean(2)
+
+
+def mean_of_hidden(errors: Tensor, hidden: Tensor) -> Tensor:
+    """errors (N, L), hidden (N, L) of 0 and 1 → the mean over hidden patches alone."""
+    return (errors * hidden).sum() / hidden.sum()
 
 
 class MAE(Method):
@@ -73,19 +75,19 @@ class MAE(Method):
         for module in (self.into_decoder, self.decoder):
             module.apply(_xavier)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def embed(self, batch: Batch) -> Embedded:
         images = batch.views[0]
         order = batch.noise.argsort(1)  # (N, L): the first ones are kept
         latent = self._encode(images, order[:, : self.kept])  # (N, 1 + kept, D)
         predicted = self._decode(latent, order)
         hidden = torch.ones_like(batch.noise).scatter_(1, order[:, : self.kept], 0)
-        loss = reconstruction_error(
-            predicted,
-            patchify(images, self.patch_px),
-            hidden,
-            self.context.flag("normalise_pixels"),
-        )
-        return loss, latent[:, 1:].mean(1)
+        patches = patchify(images, self.patch_px)
+        errors = patch_errors(predicted, patches, self.context.flag("normalise_pixels"))
+        seen = latent[:, 1:].mean(1)
+        return {"errors": errors, "hidden": hidden, "features": by_image(seen, 1).detach()}
+
+    def compare(self, embedded: Embedded, batch: Batch) -> Tensor:
+        return mean_of_hidden(embedded["errors"], embedded["hidden"])
 
     def _encode(self, images: Tensor, kept: Tensor) -> Tensor:
         vit = cast("Any", self.backbone)
@@ -93,7 +95,7 @@ class MAE(Method):
         tokens = tokens + vit.pos_embed[:, 1:]
         tokens = tokens.gather(1, kept.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
         first = (vit.cls_token + vit.pos_embed[:, :1]).expand(len(tokens), -1, -1)
-        encoded: Tensor = vit.norm(vit.blocks(vit.norm_pre(torch.cat([first, tokens], 1))))
+        encoded: Tensor = vit.norm(through_blocks(vit, vit.norm_pre(torch.cat([first, tokens], 1))))
         return encoded
 
     def _decode(self, latent: Tensor, order: Tensor) -> Tensor:

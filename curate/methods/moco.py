@@ -11,7 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from curate.methods.base import Batch, Context, Method, enqueue, follow, mlp, momentum_copy, unit
+from curate.methods.base import (
+    Batch,
+    Context,
+    Embedded,
+    Method,
+    by_image,
+    enqueue,
+    follow,
+    mlp,
+    momentum_copy,
+    unit,
+)
 from curate.methods.ranks import gather
 
 
@@ -40,15 +51,18 @@ class MoCo(Method):
         self.register_buffer("queue_end", torch.zeros((), dtype=torch.long))
         self.temperature = context.number("temperature")
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def embed(self, batch: Batch) -> Embedded:
         features = self.backbone(batch.views[0])
         query = unit(self.projector(features))
         with torch.no_grad():
             key = unit(self.key_projector(self.key_backbone(batch.views[1])))
+        return {"query": query, "key": key, "features": by_image(features, 1).detach()}
+
+    def compare(self, embedded: Embedded, batch: Batch) -> Tensor:
         # A copy: the queue moves on before the gradient is taken
-        loss = info_nce(query, key, self.queue.clone(), self.temperature)
-        enqueue(self.queue, self.queue_end, gather(key))
-        return loss, features
+        queue = self.queue.clone()
+        enqueue(self.queue, self.queue_end, gather(embedded["key"]))
+        return info_nce(embedded["query"], embedded["key"], queue, self.temperature)
 
     def after_step(self) -> None:
         momentum = self.context.number("momentum")

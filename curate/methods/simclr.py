@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from curate.methods.base import Batch, Context, Method, mlp, unit
+from curate.methods.base import Batch, Context, Embedded, Method, by_image, mlp, unit
 from curate.methods.ranks import gather, own_rows
 
 
@@ -44,7 +44,11 @@ class SimCLR(Method):
         )
         self.temperature = context.number("temperature")
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def embed(self, batch: Batch) -> Embedded:
         features = self.backbone(torch.cat(batch.views[:2]))  # (2n, D)
-        a, b = unit(self.projector(features)).chunk(2)
-        return nt_xent(a, b, self.temperature), features
+        projected = unit(self.projector(features))
+        return {"projected": by_image(projected, 2), "features": by_image(features, 2).detach()}
+
+    def compare(self, embedded: Embedded, batch: Batch) -> Tensor:
+        a, b = embedded["projected"].unbind(1)
+        return nt_xent(a, b, self.temperature)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
-from curate.methods.base import Batch, Context, Method, in_turn, mlp, unit
+from curate.methods.base import Batch, Context, Embedded, Method, by_image, in_turn, mlp, unit
 from curate.methods.byol import prediction_error
 
 
@@ -30,17 +31,23 @@ class SimSiam(Method):
         )
         self.predictor = mlp(out, hidden, out)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def embed(self, batch: Batch) -> Embedded:
         apart = self.context.flag("views_apart")
         features = in_turn(self.backbone, batch.views[:2], apart)  # (2n, D)
         a, b = in_turn(self.projector, features.chunk(2), apart).chunk(2)
-        predicted_a, predicted_b = in_turn(self.predictor, (a, b), apart).chunk(2)
+        predicted = in_turn(self.predictor, (a, b), apart)
+        return {
+            "predicted": by_image(predicted, 2),
+            "wanted": torch.stack([a, b], 1).detach(),
+            "features": by_image(features, 2).detach(),
+        }
+
+    def compare(self, embedded: Embedded, batch: Batch) -> Tensor:
+        predicted_a, predicted_b = embedded["predicted"].unbind(1)
+        a, b = embedded["wanted"].unbind(1)
         if self.as_byol:
-            loss = prediction_error(predicted_a, b.detach())
-            loss = loss + prediction_error(predicted_b, a.detach())
-        else:
-            loss = (negative_cosine(predicted_a, b) + negative_cosine(predicted_b, a)) / 2
-        return loss, features
+            return prediction_error(predicted_a, b) + prediction_error(predicted_b, a)
+        return (negative_cosine(predicted_a, b) + negative_cosine(predicted_b, a)) / 2
 
     def constant_rate(self) -> Iterable[nn.Parameter]:
         # Section 4.1: it must keep up with what it predicts

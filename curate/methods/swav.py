@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from curate.methods.base import Batch, Context, Method, by_size, mlp, unit
+from curate.methods.base import Batch, Context, Embedded, Method, by_image, by_size, mlp, unit
 from curate.methods.ranks import gather, own_rows
 
 
@@ -54,15 +54,20 @@ class SwAV(Method):
         with torch.no_grad():
             self.prototypes.weight.copy_(F.normalize(self.prototypes.weight, dim=1))
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        full = self.context.global_views
+    def embed(self, batch: Batch) -> Embedded:
+        full, views = self.context.global_views, len(batch.views)
         features = by_size(self.backbone, batch.views)  # (V·n, D)
         projected = unit(self.projector(features))
-        scores = list(self._scores(projected).chunk(len(batch.views)))
-        views = projected.detach().chunk(len(batch.views))[:full]
-        codes = [self._codes(i, view) for i, view in enumerate(views)]
-        loss = swapped_prediction(scores, codes, self.context.number("temperature"))
-        return loss, features[: full * len(batch.ids)]
+        return {
+            "scores": by_image(self._scores(projected), views),
+            "projected": by_image(projected, views)[:, :full].detach(),
+            "features": by_image(features, views)[:, :full].detach(),
+        }
+
+    def compare(self, embedded: Embedded, batch: Batch) -> Tensor:
+        codes = [self._codes(i, view) for i, view in enumerate(embedded["projected"].unbind(1))]
+        scores = list(embedded["scores"].unbind(1))
+        return swapped_prediction(scores, codes, self.context.number("temperature"))
 
     def _scores(self, projected: Tensor) -> Tensor:
         with torch.autocast(projected.device.type, enabled=False):  # exp(score / 0.05) needs digits

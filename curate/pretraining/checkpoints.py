@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import logging
 import zipfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from curate import storage
 from curate.errors import one_line
@@ -23,16 +25,48 @@ def save(folder: str, step: int, state: State, keep: int) -> None:
 
     Raises CurateError where it cannot be written.
     """
-    file = io.BytesIO()
-    torch.save(state, file)
     written = f"step-{step:08d}.pt"
-    storage.write_bytes(storage.join(folder, written), file.getvalue())
+    with storage.open_whole(storage.join(folder, written)) as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # closing what could not be written hides why it could not
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
     names = _names(folder)
     # Later ones were damaged, and are behind us again
     kept = [name for name in names if name <= written][-keep:]
     for name in names:
         if name not in kept:
             storage.remove_tree(storage.join(folder, name))
+
+
+class Saver:
+    """Saves in the background, one at a time: training goes on meanwhile, and waits for the one
+    before alone."""
+
+    def __init__(self, folder: str, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.pending: Future[None] | None = None
+
+    def save(self, step: int, state: State) -> None:
+        """The state as it is now. Raises what the save before this one failed by."""
+        self.wait()
+        self.pending = self.pool.submit(save, self.folder, step, _copied(state), self.keep)
+
+    def wait(self) -> None:
+        """Until the last one is written. Raises CurateError where it cannot be."""
+        if self.pending is not None:
+            pending, self.pending = self.pending, None
+            pending.result()
+
+
+def _copied(value: Any) -> Any:
+    """On the CPU, and of its own memory, which training will not move."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(one) for key, one in value.items()}
+    return [_copied(one) for one in value] if isinstance(value, list) else value
 
 
 def newest(folder: str) -> State | None:

@@ -3,64 +3,70 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 import time
-from collections.abc import Callable
-
-from tensorboardX import SummaryWriter
+from collections.abc import Callable, Mapping, Sequence
 
 from curate import storage
 from curate.pretraining.board import Record
+from curate.pretraining.trackers import tracker_of
 from curate.progress import Display, Facts
 from curate.runfiles.files import TrainingFiles
+from curate.storage import Document
 
 WRITE_EVERY_S = 20.0
+NO_CURVES = ("step", "epoch", "seconds")
 STANDSTILL_S = 30.0  # a step that takes longer is worth a line
 
 
 class Journal:
-    """metrics.jsonl and TensorBoard's event files, from the records of a training."""
+    """metrics.jsonl, and what trackers show, from the records of a training."""
 
-    def __init__(self, files: TrainingFiles, earlier: list[Record]) -> None:
-        """earlier: records up to the checkpoint that is gone on from; later ones are dropped."""
+    def __init__(
+        self,
+        files: TrainingFiles,
+        earlier: list[Record],
+        trackers: Sequence[str] = ("tensorboard",),
+        about: Document | None = None,
+    ) -> None:
+        """earlier: records up to the checkpoint that is gone on from; later ones are dropped.
+        about: the training, for whoever compares some.
+
+        Raises CurateError for a tracker that cannot be had.
+        """
         self.files, self.records = files, list(earlier)
         self.written = 0.0
-        self.remote = not storage.is_local(files.folder)
-        # Event files grow, which object stores' do not: made here, copied there
-        self.local = (
-            tempfile.mkdtemp(prefix="curate-events-")
-            if self.remote
-            else storage.filesystem(files.events)[1]
-        )
-        purge = earlier[-1]["step"] + 1 if earlier else 0
-        # Files are named by the second, and a restart may be quicker
-        self.writer = SummaryWriter(self.local, purge_step=purge, filename_suffix=f".{purge}")
+        first = earlier[-1]["step"] + 1 if earlier else 0
+        self.trackers = [tracker_of(name, files, first, about or {}) for name in trackers]
 
     def add(self, record: Record) -> None:
         self.records.append(record)
-        for name, value in record.items():
-            if name not in ("step", "epoch", "seconds"):
-                self.writer.add_scalar(name, value, record["step"])
+        self._show({name: value for name, value in record.items() if name not in NO_CURVES}, record)
         if time.monotonic() - self.written > WRITE_EVERY_S:
             self.write()
 
+    def amend(self, record: Record, figures: dict[str, float]) -> None:
+        """What was found of a record's step later on."""
+        record |= figures
+        self._show(figures, record)
+
+    def _show(self, figures: Mapping[str, float], record: Record) -> None:
+        for tracker in self.trackers:
+            tracker.add(record["step"], figures)
+
     def write(self) -> None:
-        text = "".join(json.dumps(record) + "\n" for record in self.records)
-        storage.write_bytes(self.files.metrics, text.encode())
-        self.writer.flush()
-        if self.remote:
-            for name in os.listdir(self.local):
-                with open(os.path.join(self.local, name), "rb") as file:
-                    storage.write_bytes(storage.join(self.files.events, name), file.read())
+        self._write_lines()
+        for tracker in self.trackers:
+            tracker.flush()
         self.written = time.monotonic()
 
     def close(self) -> None:
-        self.writer.close()  # first, since a flush alone leaves out what is still in its queue
-        self.write()
-        if self.remote:
-            shutil.rmtree(self.local)
+        for tracker in self.trackers:
+            tracker.close()
+        self._write_lines()
+
+    def _write_lines(self) -> None:
+        text = "".join(json.dumps(record) + "\n" for record in self.records)
+        storage.write_bytes(self.files.metrics, text.encode())
 
 
 class TrainingProgress(Display):

@@ -4,6 +4,7 @@ loss, started again.
 
 from __future__ import annotations
 
+import os
 import uuid
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +19,10 @@ from curate import storage
 from curate.cluster import alive_nodes, cause_of, on_this_node
 from curate.errors import CurateError, one_line
 from curate.pretraining.board import Board
+from curate.pretraining.job import Job
 from curate.pretraining.journal import TrainingProgress
-from curate.pretraining.worker import Job, work
+from curate.pretraining.trackers import VARIABLES
+from curate.pretraining.worker import work
 from curate.settings import ResourceSettings
 
 CPU_THREADS = 4  # of a worker without a GPU; beyond that, more workers scale better
@@ -94,7 +97,7 @@ def launch(job: Job, placement: Placement, restarts: int) -> None:
             # What lies there is Ray's own; the state of the training is in our checkpoints
             name=uuid.uuid4().hex,
             failure_config=FailureConfig(max_failures=restarts),
-            worker_runtime_env={"env_vars": {} if placement.gpu else KEEP_MEMORY},  # type: ignore[call-arg]
+            worker_runtime_env={"env_vars": _environment(placement)},  # type: ignore[call-arg]
             **_ray_storage(scratch),
         ),
     )
@@ -117,6 +120,12 @@ def launch(job: Job, placement: Placement, restarts: int) -> None:
             f"{job.section}: training failed: {one_line(error, 300)}; run again to go on from the "
             "newest checkpoint"
         ) from error
+
+
+def _environment(placement: Placement) -> dict[str, str]:
+    """Of the workers: trackers are told by variables where to write, and by whose account."""
+    handed_on = {k: v for k, v in os.environ.items() if k.startswith(VARIABLES)}
+    return handed_on | ({} if placement.gpu else KEEP_MEMORY)
 
 
 def _ray_storage(uri: str) -> dict[str, Any]:

@@ -15,9 +15,14 @@ from curate.settings.recipe import Optimizer as OptimizerRecipe
 
 
 def build_optimizer(
-    recipe: OptimizerRecipe, method: Method, shares: Mapping[int, float] | None = None
+    recipe: OptimizerRecipe,
+    method: Method,
+    shares: Mapping[int, float] | None = None,
+    *,
+    fused: bool = False,
 ) -> Optimizer:
     """shares: id of a weight → what it has of the learning rate, of those that have not all of it.
+    fused: one kernel for all weights, which is faster on GPUs.
 
     AdamW and LARS leave biases and norms out of the decay (and LARS out of its adaptation), as
     the papers that use them do, unless the recipe says otherwise; those that use SGD decay all
@@ -42,13 +47,13 @@ def build_optimizer(
     ]
     rate, momentum = recipe.learning_rate, recipe.momentum
     if recipe.name == "adamw":
-        return torch.optim.AdamW(parts, lr=rate, betas=(momentum, recipe.adam_beta2))
+        return torch.optim.AdamW(parts, lr=rate, betas=(momentum, recipe.adam_beta2), fused=fused)
     if recipe.name == "lars":
         # timm's adapts what is decayed by more than nothing
         adapted = [{**part, "always_adapt": part["decayed"]} for part in parts]
         return Lars(adapted, lr=rate, momentum=momentum)
     nesterov = recipe.nesterov and momentum > 0
-    return torch.optim.SGD(parts, lr=rate, momentum=momentum, nesterov=nesterov)
+    return torch.optim.SGD(parts, lr=rate, momentum=momentum, nesterov=nesterov, fused=fused)
 
 
 def set_rates(recipe: OptimizerRecipe, optimizer: Optimizer, clock: Clock) -> float:

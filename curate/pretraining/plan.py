@@ -50,6 +50,7 @@ class TrainingPlan:
     sets: tuple[tuple[int, float], ...] = ()
     begins: Beginning | None = None  # from random weights where None
     taught: Taught | None = None
+    accumulate: int | None = None  # parts that a worker's batch is worked off in, where not whole
 
     def seen(self) -> list[float]:
         """How often an image of each set is, of one set where all are seen alike."""
@@ -117,6 +118,7 @@ def make_plan(
         steps=settings.steps or epochs * steps_per_epoch,
         precision=settings.precision,
         seed=settings.seed,
+        accumulate=settings.accumulate if (settings.accumulate or 1) > 1 else None,
     )
 
 
@@ -177,8 +179,16 @@ def _batch_size(
             if images >= 2
             else f"{section}: a training set needs two images at least, and has {images}"
         )
+    parts = settings.accumulate or 1
+    own = wanted // workers
+    if own % parts or own < 2 * parts:
+        likely = max(p for p in range(1, own // 2 + 1) if own % p == 0 and p <= parts)
+        raise CurateError(
+            f"{section}.accumulate={parts}: a worker's {own} images make no so many equal parts of "
+            f"two and more; set it to {likely}"
+        )
     if images < wanted:
-        fitting = images // workers * workers
+        fitting = images // (workers * parts) * workers * parts
         log.info("pretrain: %d images make batches of %d, not %d", images, fitting, wanted)
         return fitting
     return wanted
@@ -217,6 +227,15 @@ def _views(settings: TrainingSettings, recipe: Recipe, section: str) -> tuple[Vi
             changes["scale"] = given.crop_scale
         if given.colour_strength is not None:
             changes["jitter"] = tuple(given.colour_strength * amount for amount in view.jitter)
+        for switch, field in (("flip", "flip_p"), ("vertical_flip", "vertical_flip_p")):
+            if getattr(given, switch) is not None:
+                changes[field] = 0.5 * getattr(given, switch)
+        for switch in ("quarter_turns", "rotation"):
+            if getattr(given, switch) is not None:
+                changes[switch] = getattr(given, switch)
+        for switch in ("jitter", "grey", "blur", "solarize"):
+            if getattr(given, switch) is False:
+                changes[f"{switch}_p"] = 0.0
         if view.side < 1 and given.local_views is not None:
             changes["count"] = given.local_views
         changed = dataclasses.replace(view, **changes)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +16,33 @@ from curate.evaluate.bench import Labels, matched_labels, open_sets
 from curate.evaluate.features import features_of
 from curate.evaluate.neighbours import knn_predict
 from curate.images import Preprocessing
+from curate.pretraining.board import Record
 from curate.settings import ImageSettings
+
+Measured = tuple[Record, nn.Module, float]  # of which record, which encoder, and its accuracy
+
+
+class Measuring:
+    """Measures encoders in the background, one at a time: training goes on meanwhile."""
+
+    def __init__(self, measure: Callable[[nn.Module], float]) -> None:
+        self.measure = measure
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="probe")
+        self.pending: list[tuple[Record, nn.Module, Future[float]]] = []
+
+    def begin(self, record: Record, module: nn.Module) -> None:
+        """The encoder as it is now; the record is what it will be noted in."""
+        still = copy.deepcopy(module)
+        self.pending.append((record, still, self.pool.submit(self.measure, still)))
+
+    def done(self, wait: bool = False) -> list[Measured]:
+        """Those that are finished, in their order; wait: all that were begun. Raises what one
+        failed by."""
+        found: list[Measured] = []
+        while self.pending and (wait or self.pending[0][2].done()):
+            record, module, accuracy = self.pending.pop(0)
+            found.append((record, module, accuracy.result()))
+        return found
 
 
 @dataclass(frozen=True)

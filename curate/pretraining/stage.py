@@ -16,11 +16,11 @@ from curate import storage
 from curate.dataset import materialise
 from curate.dataset.training_set import Index
 from curate.pretraining.begin import Given, given
+from curate.pretraining.job import Job
 from curate.pretraining.launch import LOADERS, Placement, launch, placement_of
 from curate.pretraining.plan import TrainingPlan, make_plan, sets_of
 from curate.pretraining.probe import Probe
 from curate.pretraining.trainer import Trainer
-from curate.pretraining.worker import Job
 from curate.runfiles.files import RunFiles, TrainingFiles
 from curate.runfiles.lock import held
 from curate.runfiles.memo import Memo
@@ -95,12 +95,12 @@ def _train(
     _check(settings, chosen, data, section, placement.workers, networks)
     if fresh:
         storage.remove_tree(files.folder)
-    memo.refuse_other(
-        {"data": materialise.request(settings, data, chosen.open_sample)}, place.remedy
-    )
+    side_px = chosen.side_px(settings.encoder.image_px)
+    request = materialise.request(settings, data, chosen.open_sample, side_px)
+    memo.refuse_other({"data": request}, place.remedy)
     if status is not None:
         status.begin()
-    index = materialise.training_images(settings, data, place.images, chosen.open_sample)
+    index = materialise.training_images(settings, data, place.images, chosen.open_sample, side_px)
     plan = make_plan(
         chosen,
         settings.encoder,
@@ -182,7 +182,12 @@ def _check(
     if teacher is not None:
         teacher = replace(teacher, module=copy.deepcopy(teacher.module))
     with torch.device("meta"):
-        Trainer(plan, torch.device("meta"), section=section, teacher=teacher)
+        Trainer(
+            *(plan, torch.device("meta")),
+            section=section,
+            teacher=teacher,
+            recomputed=chosen.resources.checkpoint_activations,
+        )
 
 
 def _job(
@@ -214,6 +219,10 @@ def _job(
         max_unreadable_fraction=chosen.max_unreadable_fraction,
         init=chosen.init.weights if chosen.init else None,
         teacher=networks.teacher_settings,
+        trackers=tuple(chosen.trackers),
+        decoded_gb=chosen.resources.decoded_gb,
+        compiled=chosen.resources.compile,
+        recomputed=chosen.resources.checkpoint_activations,
     )
 
 
@@ -255,6 +264,7 @@ def _summary(
         encoder=files.folder,
         seen=dict(zip(chosen.data if plan.sets else ["all"], plan.seen(), strict=True)),
         init=chosen.init.weights if chosen.init else None,
+        reduced=index.reduced,
     )
     storage.write_json(files.summary, asdict(summary))
     return summary

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from curate.dataset.augment import Augment
-from curate.dataset.crops import Crops
+from curate.dataset.crops import Crops, parts_of
 from curate.dataset.views import Shape, shapes
 from curate.embedding.backbones import build_backbone
 from curate.embedding.encoders import Encoder, StateDict
@@ -17,10 +21,12 @@ from curate.errors import CurateError
 from curate.methods import METHODS, Batch, Clock, Context, Method, Teacher
 from curate.methods.base import of_one_size
 from curate.methods.ranks import rank, world
+from curate.pretraining.accumulate import backward_in_parts
 from curate.pretraining.adapt import plain_state, prepare, rate_shares
 from curate.pretraining.checkpoints import State
 from curate.pretraining.optimise import build_optimizer, clip, set_rates
 from curate.pretraining.plan import TrainingPlan
+from curate.pretraining.precision import Precision
 
 
 class Trainer:
@@ -35,9 +41,13 @@ class Trainer:
         section: str = "pretrain",
         weights: StateDict | None = None,
         teacher: Encoder | None = None,
+        *,
+        compiled: bool = False,
+        recomputed: bool = False,
     ) -> None:
         """mean, std: RGB, of 0…1; the backbone's own where None. weights: of the backbone, that
         the plan begins from. teacher: of a method that needs one; is moved to the device.
+        compiled: by torch.compile. recomputed: activations are, in the backward pass.
 
         Raises CurateError for a backbone that cannot be built, or not for this method.
         """
@@ -61,28 +71,44 @@ class Trainer:
         self.mean, self.std = mean or backbone.mean, std or backbone.std
         self.feature_dim = backbone.feature_dim
         self.shapes: list[Shape] = shapes(recipe.views, plan.image_px, backbone.patch_px)
-        if weights is not None:
-            backbone.module.load_state_dict(weights)
-        if plan.begins is not None:
-            try:
-                prepare(backbone.module, plan.begins, plan.seed)
-            except ValueError as error:
-                raise CurateError(f"{section}.init.{error}") from error
+        self._begin(backbone.module, weights)
         try:
             self.method = self._build_method(backbone.module.train(), teacher)
         except ValueError as error:
             raise CurateError(f"{section}.options: {error}") from error
-        self.bf16 = _wants_bf16(plan.precision, device)
+        if recomputed:
+            self._recompute()
+        if compiled:
+            _compile(self.method)
+        self.precision = Precision.of(plan.precision, device)
+        self.scaler = self.precision.scaler()
         self.augment = Augment(self.mean, self.std, device, plan.image_px)
         shares = rate_shares(self.method.backbone, plan.begins) if plan.begins else None
-        self.optimizer = build_optimizer(recipe.optimizer, self.method, shares)
-        self.wrapped: nn.Module = self.method
-        if world() > 1:
-            self.wrapped = DistributedDataParallel(self.method)
-            # Buffers are the same on every rank, or, as BatchNorm's averages on CPU, rank 0's
-            # count. As an argument this is deprecated; its successor came long after torch 2.4
-            self.wrapped.broadcast_buffers = False
+        self.optimizer = build_optimizer(
+            recipe.optimizer, self.method, shares, fused=device.type == "cuda"
+        )
+        self.wrapped = self._for_all_ranks()
         self.step_number = 0
+
+    def _for_all_ranks(self) -> nn.Module:
+        """The method, or DDP around it."""
+        if world() == 1:
+            return self.method
+        # Gradients lie in the buckets that are sent: one copy of them less
+        wrapped = DistributedDataParallel(self.method, gradient_as_bucket_view=True)
+        # Buffers are the same on every rank, or, as BatchNorm's averages on CPU, rank 0's count.
+        # As an argument this is deprecated; its successor came long after torch 2.4
+        wrapped.broadcast_buffers = False
+        return wrapped
+
+    def _begin(self, module: nn.Module, weights: StateDict | None) -> None:
+        if weights is not None:
+            module.load_state_dict(weights)
+        if self.plan.begins is not None:
+            try:
+                prepare(module, self.plan.begins, self.plan.seed)
+            except ValueError as error:
+                raise CurateError(f"{self.section}.init.{error}") from error
 
     def _build_method(self, backbone: nn.Module, teacher: Encoder | None) -> Method:
         plan = self.plan
@@ -101,6 +127,15 @@ class Trainer:
         if self.device.type == "cuda" and world() > 1:
             method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
         return method.to(self.device).to(memory_format=torch.channels_last)
+
+    def _recompute(self) -> None:
+        try:
+            cast("Any", self.method.backbone).set_grad_checkpointing(True)
+        except (AssertionError, AttributeError) as error:
+            raise CurateError(
+                f"{self.section}.resources.checkpoint_activations=true: {self.plan.backbone} "
+                "cannot; leave it out"
+            ) from error
 
     def _frozen(self, teacher: Encoder) -> Teacher:
         seen = teacher.preprocessing
@@ -127,27 +162,49 @@ class Trainer:
     def step(self, crops: Crops) -> tuple[Tensor, Tensor, float]:
         """→ the loss and the embeddings' deviation, still on the device, and the learning rate."""
         clock = self.clock()
-        # What is drawn in a step (drop path) depends on the step, not on what came before it
-        torch.manual_seed((self.plan.seed * 1_000_003 + clock.step) * 65_537 + rank())
         rate = set_rates(self.plan.recipe.optimizer, self.optimizer, clock)
         self.method.before_step(clock)
-        batch = self.batch(crops)
+        self.optimizer.zero_grad(set_to_none=True)
         try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                loss, features = self.wrapped(batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss, features = self._backward(crops)
         except torch.cuda.OutOfMemoryError:
             raise CurateError(
-                f"{self.section}.batch_size={self.plan.batch_size}: {len(batch.ids)} images a "
-                "worker do not fit the GPU's memory; lower it, or add workers"
+                f"{self.section}.batch_size={self.plan.batch_size}: {len(crops.ids)} images a "
+                "worker do not fit the GPU's memory; raise accumulate, lower it, or add workers"
             ) from None
+        self.scaler.unscale_(self.optimizer)
         self.method.after_backward()
         clip(self.plan.recipe.optimizer, self.method.parameters())
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.method.after_step()
         self.step_number += 1
-        return loss.detach(), deviation(features.detach()), rate
+        self.seen = features.detach()  # (V·n, D)
+        return loss, deviation(features.detach()), rate
+
+    def _backward(self, crops: Crops) -> tuple[Tensor, Tensor]:
+        """→ the loss and the features; the gradients are in the weights."""
+        parts = self.plan.accumulate or 1
+        if parts == 1:
+            batch = self.batch(crops)
+            with self._drawing(0):
+                loss, features = self.wrapped(batch)
+            self.scaler.scale(loss).backward()
+            return loss.detach(), features
+        makers = [partial(self.batch, part) for part in parts_of(crops, parts)]
+        ids, labels = (x.to(self.device, non_blocking=True) for x in (crops.ids, crops.labels))
+        whole = Batch([], ids, labels, crops.noise)
+        return backward_in_parts(
+            self.method, self.wrapped, makers, whole, self._drawing, self.scaler.scale
+        )
+
+    @contextmanager
+    def _drawing(self, part: int) -> Iterator[None]:
+        """What is drawn in a step (drop path) depends on the step, not on what came before it."""
+        step = (self.plan.seed * 1_000_003 + self.step_number) * 65_537 + rank()
+        torch.manual_seed(step + part * 1_000_000_007)
+        with self.precision.autocast():
+            yield
 
     def batch(self, crops: Crops) -> Batch:
         """Augmented on the device; views of one size in one go."""
@@ -165,6 +222,7 @@ class Trainer:
             "plan": self.plan.to_dict(),
             "method": self.method.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
         }
 
     def load(self, state: State) -> None:
@@ -172,6 +230,7 @@ class Trainer:
         try:
             self.method.load_state_dict(state["method"])
             self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state.get("scaler", {}))
         except (RuntimeError, ValueError, KeyError) as error:
             there = state.get("plan", {})
             raise CurateError(
@@ -181,6 +240,16 @@ class Trainer:
         self.step_number = int(state["step"])
 
 
+def _compile(method: Method) -> None:
+    """The backbone, and the ones that follow it: a transformer's blocks, which have one shape for
+    each size of view, or all of another network. Names of weights stay as they are."""
+    for name, module in method.named_children():
+        if name.endswith("backbone"):
+            blocks = getattr(module, "blocks", None)
+            for part in blocks if isinstance(blocks, nn.Sequential) else [module]:
+                part.compile()
+
+
 @torch.no_grad()
 def deviation(features: Tensor) -> Tensor:
     """features (n, D) → the mean over channels of the standard deviation of unit rows, times √D:
@@ -188,11 +257,3 @@ def deviation(features: Tensor) -> Tensor:
     """
     rows = nn.functional.normalize(features.float(), dim=1)
     return rows.std(0).mean() * math.sqrt(features.shape[1])
-
-
-def _wants_bf16(precision: str, device: torch.device) -> bool:
-    """`auto`: on a GPU that has it. A CPU does it right too, and, where it has no instructions for
-    it, slowly."""
-    if precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return precision == "bf16"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -12,50 +13,25 @@ import torch.distributed as dist
 from ray.actor import ActorHandle
 from ray.train.torch import get_device
 from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from curate import storage
-from curate.dataset.crops import CropDataset, loader
+from curate.dataset.crops import CropDataset, ahead_of, batch_bytes, loader, shared_memory
+from curate.dataset.decoded import SHARE, Decoded, decoded_bytes, memory_bytes, place_for
 from curate.dataset.training_set import TrainingSet
-from curate.embedding.encoders import Card, rebuild
+from curate.embedding.encoders import rebuild
 from curate.errors import CurateError
-from curate.images import Preprocessing
 from curate.methods.ranks import gather, rank, world
 from curate.pretraining import checkpoints
 from curate.pretraining.board import Record
-from curate.pretraining.journal import Journal
+from curate.pretraining.job import Job
 from curate.pretraining.order import places_of
-from curate.pretraining.plan import TrainingPlan
-from curate.pretraining.probe import Probe, knn_accuracy, open_probe
+from curate.pretraining.recorder import Recorder
 from curate.pretraining.trainer import Trainer
-from curate.runfiles.files import TrainingFiles
-from curate.settings import CheckpointSettings, EncoderSettings, ImageSettings
 
 RECORD_EVERY = 100  # steps, where an epoch has more
-SHOW_EVERY_S = 2.0
 
-
-@dataclass(frozen=True)
-class Job:
-    """All that a worker is told."""
-
-    section: str  # of the config, named in errors
-    plan: TrainingPlan
-    files: TrainingFiles
-    data: str  # folder of the training set
-    cache_gb: float | None  # of it, on each machine
-    limits: ImageSettings
-    mean: tuple[float, float, float] | None
-    std: tuple[float, float, float] | None
-    crop_fraction: float  # of the probe's images
-    probe: Probe | None
-    threads: int
-    loader_workers: int
-    checkpoints: CheckpointSettings
-    max_unreadable_fraction: float
-    init: str | None = None  # the name of what it begins from
-    teacher: EncoderSettings | None = None
+log = logging.getLogger(__name__)
 
 
 def work(job: Job, board: ActorHandle) -> None:
@@ -77,21 +53,26 @@ class _Worker:
         if device.type == "cuda":
             torch.cuda.set_device(device)
             torch.backends.cudnn.benchmark = True  # all batches are of one shape
+            torch.set_float32_matmul_precision("high")  # TF32, for what autocast leaves in float32
         weights = teacher = None
         if job.plan.begins is not None:
             weights = load_safetensors(storage.read_bytes(job.files.init))
         if job.teacher is not None:
             teacher = rebuild(job.teacher, job.files.teacher)
-        self.trainer = Trainer(job.plan, device, job.mean, job.std, job.section, weights, teacher)
+        self.trainer = Trainer(
+            *(job.plan, device, job.mean, job.std, job.section, weights, teacher),
+            compiled=job.compiled,
+            recomputed=job.recomputed,
+        )
         self.images = TrainingSet(job.data, job.cache_gb)
-        if job.probe and rank() == 0:
-            open_probe(job.probe)  # what is wrong with it is told now, not after so many epochs
         # Sums since the last record: loss, deviation, steps, unreadable images in this epoch
         self.sums = torch.zeros(4, dtype=torch.float64)
         self.pending: Tensor | None = None  # loss and deviation, still on the device
         self.records: list[Record] = []
         self.seconds_before = 0.0
+        self.saver = checkpoints.Saver(job.files.checkpoints, job.checkpoints.keep)
         self._go_on()
+        self.recorder = Recorder(job, self.trainer, board, self.records) if rank() == 0 else None
 
     def _go_on(self) -> None:
         state = checkpoints.newest(self.job.files.checkpoints)
@@ -114,8 +95,7 @@ class _Worker:
 
     def run(self) -> None:
         plan = self.job.plan
-        journal = Journal(self.job.files, self.records) if rank() == 0 else None
-        self.started = self.shown = time.monotonic()
+        self.started = time.monotonic()
         self.first_step = self.trainer.step_number
         for crops in self._batches():
             loss, deviation, rate = self.trainer.step(crops)
@@ -123,15 +103,16 @@ class _Worker:
             self.sums += torch.tensor([0, 0, 1, len(crops.unreadable)], dtype=torch.float64)
             self._add(loss, deviation)
             epoch_ends = step % plan.steps_per_epoch == 0 or step == plan.steps
-            if rank() == 0:
-                self._show(rate)
+            if self.recorder is not None:
+                self.recorder.saw(len(crops.ids))
+                self.recorder.show(self.latest, rate, self._rate())
             if epoch_ends or step % plan.steps_per_epoch % RECORD_EVERY == 0:
-                self._record(rate, journal, epoch_ends)
+                self._record(rate, epoch_ends)
             if step % self.job.checkpoints.every == 0 or step == plan.steps:
                 self._checkpoint()
-        if journal is not None:
-            journal.close()
-            self._export()
+        self.saver.wait()
+        if self.recorder is not None:
+            self.recorder.close(self.images.index.fingerprint)
         if world() > 1:
             dist.barrier()
 
@@ -143,9 +124,41 @@ class _Worker:
             job.limits,
             job.plan.seed,
             self.trainer.method.noise,
+            self._decoded(),
         )
         places = places_of(job.plan, self.trainer.step_number, rank(), world())
-        return loader(dataset, places, job.loader_workers, self.trainer.device.type == "cuda")
+        here = ray.train.get_context().get_local_world_size()
+        size = batch_bytes(self.trainer.shapes, job.plan.batch_size // world())
+        workers, ahead = ahead_of(job.loader_workers, size, shared_memory() / here)
+        if workers < job.loader_workers and rank() == 0:
+            log.warning(
+                "%s: shared memory has room for %d batches of %.0f MB: %d processes decode, not %d",
+                *(job.section, workers * ahead, size / 1e6, workers, job.loader_workers),
+            )
+        return loader(dataset, places, workers, self.trainer.device.type == "cuda", ahead)
+
+    def _decoded(self) -> Decoded | None:
+        """Where the machines of all ranks have room: what is cropped of a whole image is not, to
+        the last bit, what is cropped of one that was decoded smaller."""
+        job, machine = self.job, memory_bytes()
+        if job.decoded_gb is not None and job.decoded_gb * 1e9 > machine:
+            raise CurateError(
+                f"{job.section}.resources.decoded_gb={job.decoded_gb:g}: a machine has "
+                f"{machine / 1e9:.0f} GB; lower it"
+            )
+        room = decoded_bytes(self.images, job.limits)
+        most = SHARE * machine if job.decoded_gb is None else job.decoded_gb * 1e9
+        fits = torch.tensor([sys.platform == "linux" and 0 < room <= most])
+        if not bool(gather(fits.to(self.trainer.device)).all()):
+            return None
+        path = place_for(f"curate-decoded-{job.token}", room)
+        decoded = Decoded(path, len(self.images), room)
+        if world() > 1:
+            dist.barrier()
+        path.unlink(missing_ok=True)
+        if rank() == 0:
+            log.info("%s: decoded images are kept, in %.1f GB", job.section, room / 1e9)
+        return decoded
 
     def _add(self, loss: Tensor, deviation: Tensor) -> None:
         """Kept on the device: to read them at once would mean to wait for each step."""
@@ -179,7 +192,7 @@ class _Worker:
             )
         return total
 
-    def _record(self, rate: float, journal: Journal | None, epoch_ends: bool) -> None:
+    def _record(self, rate: float, epoch_ends: bool) -> None:
         """All ranks meet here; rank 0 writes down what came out."""
         plan, step = self.job.plan, self.trainer.step_number
         loss, deviation, steps, unreadable = self._over_ranks().tolist()
@@ -198,94 +211,26 @@ class _Worker:
             "seconds": self.seconds_before + time.monotonic() - self.started,
             "unreadable": int(unreadable),
         }
-        probe = self.job.probe
-        if probe is not None and epoch_ends and self._is_probed(record["epoch"], probe):
-            if rank() == 0:
-                record["knn"] = self._knn(probe)
-            if world() > 1:
-                dist.barrier()
         self.records.append(record)
-        if journal is not None:
-            journal.add(record)
+        if self.recorder is not None:
+            self.recorder.add(record, epoch_ends)
         self.sums[:3] = 0
         if epoch_ends:
             self.sums[3] = 0
-
-    def _is_probed(self, epoch: int, probe: Probe) -> bool:
-        return epoch % probe.every == 0 or epoch == self.job.plan.epochs
 
     def _rate(self) -> float:
         """Images/s over all workers, since this start."""
         done = self.trainer.step_number - self.first_step
         return done * self.job.plan.batch_size / max(time.monotonic() - self.started, 1e-9)
 
-    def _show(self, rate: float) -> None:
-        now = time.monotonic()
-        plan, step = self.job.plan, self.trainer.step_number
-        if now - self.shown < SHOW_EVERY_S and step < plan.steps:
-            return
-        self.shown = now
-        loss, deviation = self.latest.tolist()
-        record = {
-            "step": step,
-            "steps": plan.steps,
-            "epoch": step // plan.steps_per_epoch,
-            "epochs": plan.epochs,
-            "loss": loss,
-            "embedding_std": deviation,
-            "learning_rate": rate,
-            "images_per_s": self._rate(),
-            "seconds_left": (plan.steps - step)
-            * (now - self.started)
-            / max(1, step - self.first_step),
-        }
-        probed = [earlier["knn"] for earlier in self.records if "knn" in earlier]
-        if probed:
-            record["knn"] = probed[-1]
-        self.board.show.remote(record)
-
     def _checkpoint(self) -> None:
         total = self._over_ranks()  # all ranks meet; then one writes
         total[:3] *= world()
-        if rank() == 0:
+        if self.recorder is not None:
             state = self.trainer.state() | {
                 "sums": total,
                 "records": self.records,
                 "seconds": self.seconds_before + time.monotonic() - self.started,
             }
-            folder, keep = self.job.files.checkpoints, self.job.checkpoints.keep
-            checkpoints.save(folder, self.trainer.step_number, state, keep)
-
-    def _export(self) -> None:
-        """The weights, then the card, whose presence says that training is done."""
-        plan, trainer = self.job.plan, self.trainer
-        state = {name: x.cpu().contiguous() for name, x in trainer.encoder_state().items()}
-        storage.write_bytes(self.job.files.weights, save_safetensors(state))
-        Card(
-            backbone=plan.backbone,
-            small_stem=plan.small_stem,
-            feature_dim=trainer.feature_dim,
-            crop_fraction=self.job.crop_fraction,
-            image_px=plan.image_px,
-            mean=trainer.mean,
-            std=trainer.std,
-            method=plan.method,
-            preset=plan.preset,
-            epochs=plan.epochs,
-            images=plan.images,
-            dataset=self.images.index.fingerprint,
-            init=self.job.init,
-        ).write(self.job.files)
-
-    def _knn(self, probe: Probe) -> float:
-        trainer, job = self.trainer, self.job
-        px, mean, std = job.plan.image_px, trainer.mean, trainer.std
-        return knn_accuracy(
-            probe,
-            trainer.method.encoder(),
-            Preprocessing(px, job.crop_fraction, mean, std),
-            job.limits,
-            trainer.device,
-            bf16=trainer.bf16,
-            decoders=job.loader_workers or job.threads - 1,  # no more than its CPUs
-        )
+            self.saver.save(self.trainer.step_number, state)
+            self.recorder.saved_step = self.trainer.step_number

@@ -39,12 +39,16 @@ class TrainingFiles(EncoderFiles):
     images = Name("data")  # the copy that is trained on, where the training has one of its own
     init = Name("init.safetensors")  # what it begins from, for all workers
     teacher = Name("teacher.safetensors")  # that it learns from, for all workers
+    best = Name("best")  # the encoder that was best so far, by a figure
     checkpoints = Name("checkpoints")
     metrics = Name("metrics.jsonl")
     events = Name("tensorboard")
     summary = Name("summary.json")
     result = Name("result.json")  # of an arm: what its encoder was found to be worth
     scratch = Name(".ray")
+
+    def best_at(self, step: int) -> str:
+        return join(self.best, f"step-{step:08d}.safetensors")
 
     def probe(self, name: str) -> str:
         """A labelled set, `train` or `test`, that is measured on while training."""

@@ -51,6 +51,7 @@ class TrainingSummary:
     seconds: float
     encoder: str  # its folder
     seen: dict[str, float] = field(default_factory=dict)  # how often an image of each set was
+    reduced: int = 0  # images that were larger than training looks at them
     init: str | None = None  # what it began from, if not from random weights
 
     def table(self) -> str:

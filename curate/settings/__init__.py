@@ -11,6 +11,15 @@ from curate.settings.evaluation import (
     SegmentationSettings,
     SgdSettings,
 )
+from curate.settings.groups import (
+    CheckpointSettings,
+    DatasetSettings,
+    OptimizerSettings,
+    ProbeSettings,
+    ResourceSettings,
+    TeacherSettings,
+    ViewSettings,
+)
 from curate.settings.run import ManyRunsSettings, RunSettings
 from curate.settings.selection import CoresetSettings, EmbedSettings, EncoderSettings
 from curate.settings.sources import (
@@ -24,16 +33,10 @@ from curate.settings.sources import (
     WebDatasetSettings,
 )
 from curate.settings.training import (
-    CheckpointSettings,
     EncoderTrainingSettings,
     OnSetsSettings,
-    OptimizerSettings,
     PretrainSettings,
-    ProbeSettings,
-    ResourceSettings,
-    TeacherSettings,
     TrainingSettings,
-    ViewSettings,
 )
 
 __all__ = [
@@ -44,6 +47,7 @@ __all__ = [
     "CheckpointSettings",
     "ComparisonSettings",
     "CoresetSettings",
+    "DatasetSettings",
     "DetectionSettings",
     "EmbedSettings",
     "EncoderSettings",

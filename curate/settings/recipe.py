@@ -25,6 +25,9 @@ class View:
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # px, of images of 224
     solarize_p: float = 0.0
     flip_p: float = 0.5
+    vertical_flip_p: float = 0.0
+    quarter_turns: bool = False  # by none, one, two or three
+    rotation: float = 0.0  # by so many degrees at most, either way
     bicubic: bool = False
 
 

@@ -4,108 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, create_model, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from curate.settings.base import Path, Positive, Settings, Share, as_list, as_section
-from curate.settings.recipe import Optimizer, Option, Recipe
+from curate.settings.base import Path, Settings, Share, as_list, as_section
+from curate.settings.groups import (
+    CheckpointSettings,
+    DatasetSettings,
+    InitSettings,
+    OptimizerSettings,
+    ProbeSettings,
+    ResourceSettings,
+    TeacherSettings,
+    ViewSettings,
+)
+from curate.settings.recipe import Option, Recipe
 from curate.settings.recipes import RECIPES
-from curate.settings.sources import LabelledSource
-
-
-def _all_optional(group: type) -> Any:
-    """A dataclass as a section: its names, types and limits, none of which need be set."""
-    kinds = get_type_hints(group, include_extras=True)
-    fields: dict[str, Any] = {name: (kind | None, None) for name, kind in kinds.items()}
-    return create_model(group.__name__, __base__=Settings, **fields)
-
-
-class OptimizerSettings(_all_optional(Optimizer)):  # type: ignore[misc]
-    """What is to be other than in the recipe's `Optimizer`, under the same names."""
-
-    warmup_steps: int | None = Field(None, ge=0)  # in place of warmup_epochs
-
-    @model_validator(mode="after")
-    def _one_warmup(self) -> OptimizerSettings:
-        if self.warmup_epochs is not None and self.warmup_steps is not None:
-            raise ValueError("set warmup_epochs or warmup_steps, not both")
-        return self
-
-
-class ViewSettings(Settings):
-    """What is to be other than in the recipe's views."""
-
-    crop_scale: tuple[Share, Share] | None = None  # of the views of full size
-    colour_strength: float | None = Field(None, ge=0, le=1.25)  # of the jitter; SimCLR's s
-    local_views: int | None = Field(None, ge=0)  # small ones, of SwAV and DINO
-
-    @model_validator(mode="after")
-    def _ascending(self) -> ViewSettings:
-        if self.crop_scale and self.crop_scale[0] > self.crop_scale[1]:
-            raise ValueError("crop_scale: the smaller share comes first")
-        return self
-
-
-class ResourceSettings(Settings):
-    """What a training takes of the cluster."""
-
-    workers: int | None = Field(None, ge=1)  # one a GPU, or one every 4 CPUs, where unset
-    use_gpu: bool | None = None  # where there is one, where unset
-    loader_workers: int | None = Field(None, ge=0)  # processes that decode, for each worker
-    restarts: int = Field(3, ge=0)  # of all workers, after one was lost
-    cache_gb: float | None = Field(None, ge=0)  # on each machine's disk, of a remote training set
-
-
-class CheckpointSettings(Settings):
-    """What a training goes on from after a loss."""
-
-    every: int = Field(500, ge=1)  # steps
-    keep: int = Field(2, ge=1)  # the newest so many
-
-
-class InitSettings(Settings):
-    """What weights a backbone begins from, and which of them are trained. Heads are new."""
-
-    weights: str = Field(min_length=1)  # timm, a checkpoint, or a folder of an encoder or run
-    layer_decay: float = Field(1.0, gt=0, le=1)  # each block's learning rate, of the next one's
-    trained_blocks: int | None = Field(None, ge=1)  # the last ones; what is before them is frozen
-    # The trained blocks' linear layers move by matrices of this rank alone (Hu et al. 2021)
-    lora_rank: int | None = Field(None, ge=1)
-    lora_alpha: Positive | None = None  # their product is multiplied by alpha / rank; 1 where unset
-
-    @model_validator(mode="after")
-    def _of_use(self) -> InitSettings:
-        if self.lora_alpha is not None and self.lora_rank is None:
-            raise ValueError("lora_alpha: set lora_rank as well")
-        return self
-
-
-class TeacherSettings(Settings):
-    """The frozen network that `distill` learns from."""
-
-    backbone: str | None = None  # what an encoder made here says of itself, where unset
-    weights: str = Field("timm", min_length=1)  # as in init
-    image_px: int | None = Field(None, ge=8, le=4096)  # views are resized to it; theirs where unset
-
-    @model_validator(mode="after")
-    def _known(self) -> TeacherSettings:
-        if self.weights == "timm" and self.backbone is None:
-            raise ValueError("backbone: set it, or weights to an encoder that was made here")
-        return self
 
 
 def _init(value: Any) -> Any:
     return {"weights": value} if isinstance(value, str) else value
-
-
-class ProbeSettings(Settings):
-    """A labelled set on which kNN accuracy is measured while training; it is not trained on."""
-
-    train: LabelledSource
-    test: LabelledSource
-    every: int = Field(10, ge=1)  # epochs
-    k: int = Field(20, ge=1)
 
 
 def _epochs(value: Any) -> Any:
@@ -163,13 +82,16 @@ class TrainingSettings(Settings):
     epochs: Annotated[int | Literal["auto"], BeforeValidator(_epochs)] | None = None
     steps: int | None = Field(None, ge=1)  # in place of epochs: the same for sets of any size
     batch_size: int | None = Field(None, ge=2)  # over all workers
+    accumulate: int | None = Field(None, ge=1)  # parts of a worker's batch, for its memory
     optimizer: Annotated[OptimizerSettings, _Group] = OptimizerSettings()
     views: Annotated[ViewSettings, _Group] = ViewSettings()
-    precision: Literal["auto", "float32", "bf16"] = "auto"
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     seed: int = Field(0, ge=0)
     resources: Annotated[ResourceSettings, _Group] = ResourceSettings()
+    dataset: Annotated[DatasetSettings, _Group] = DatasetSettings()
     checkpoints: Annotated[CheckpointSettings, _Group] = CheckpointSettings()
     max_unreadable_fraction: float = Field(0.01, ge=0, le=1)
+    trackers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(["tensorboard"])
     probe: ProbeSettings | None = None
 
     @property
@@ -177,6 +99,16 @@ class TrainingSettings(Settings):
         """As its authors have it, before anything is set here."""
         presets = RECIPES[self.method]
         return presets[self.preset or next(iter(presets))]
+
+    def side_px(self, image_px: int) -> int | None:
+        """Of the copies of larger images; None where all are copied as they are.
+
+        image_px: the encoder's, where the training has none of its own.
+        """
+        asked = self.dataset.max_side
+        if asked == "none":
+            return None
+        return asked or 2 * (self.image_px or image_px)
 
     @model_validator(mode="after")
     def _known(self) -> TrainingSettings:
@@ -196,6 +128,8 @@ class TrainingSettings(Settings):
         if (self.teacher is None) == (self.method == "distill"):
             told = "distill needs one" if self.teacher is None else "of distill alone"
             raise ValueError(f"teacher: {told}")
+        if self.checkpoints.best == "knn" and self.probe is None:
+            raise ValueError("checkpoints.best=knn: needs probe, the labelled sets")
         if self.epochs is not None and self.steps is not None:
             raise ValueError("set epochs or steps, not both")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import permutations
 
@@ -11,7 +12,16 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from curate.dataset.augment import Augment, blur, brightness, contrast, hue, saturation, solarize
+from curate.dataset.augment import (
+    Augment,
+    blur,
+    brightness,
+    contrast,
+    hue,
+    rotated,
+    saturation,
+    solarize,
+)
 from curate.dataset.views import (
     BLUR,
     BRIGHTNESS,
@@ -20,6 +30,7 @@ from curate.dataset.views import (
     HUE,
     ORDER,
     PARAMETERS,
+    ROTATION,
     SATURATION,
     SOLARIZE,
     draw_parameters,
@@ -236,3 +247,33 @@ def test_blurs_are_in_proportion_to_the_image(image_px: int, side: int, kernel: 
         place = torch.arange(side) - side // 2
         spread = float((along * place**2).sum().sqrt())
         assert spread == pytest.approx(2 * image_px / 224, rel=0.05)
+
+
+# Rotation
+
+
+def test_quarter_turns_are_exact() -> None:
+    images = torch.rand(3, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    angles = torch.tensor([0.0, math.pi / 2, math.pi])
+    found = rotated(images, angles)
+    for turns, (image, expected) in enumerate(zip(found, images, strict=True)):
+        expected = torch.rot90(expected, turns, (1, 2))
+        torch.testing.assert_close(image, expected, atol=1e-5, rtol=0)
+
+
+def test_a_rotation_has_no_black_corners() -> None:
+    white = torch.ones(1, 3, 16, 16)
+    torch.testing.assert_close(rotated(white, torch.tensor([0.7])), white)
+
+
+def test_rotated_by_its_own_angle_alone() -> None:
+    augment = Augment((0.0,) * 3, (1.0,) * 3, torch.device("cpu"), 9)
+    pixels = torch.randint(0, 256, (2, 9, 9, 3), dtype=torch.uint8)
+    parameters = torch.zeros(2, PARAMETERS)
+    parameters[:, :3] = 1
+    parameters[:, ORDER] = torch.arange(4.0)
+    parameters[1, ROTATION] = math.pi
+    plain, turned = augment(pixels, parameters)
+    images = pixels.permute(0, 3, 1, 2).float() / 255
+    torch.testing.assert_close(plain, images[0])
+    torch.testing.assert_close(turned, torch.rot90(images[1], 2, (1, 2)), atol=1e-5, rtol=0)

@@ -15,14 +15,15 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from curate.dataset.crops import SUBSTITUTES, CropDataset, Crops, loader
+from curate.dataset.crops import SUBSTITUTES, CropDataset, Crops, ahead_of, batch_bytes, loader
 from curate.dataset.training_set import TrainingSet
-from curate.dataset.views import PARAMETERS, Shape
+from curate.dataset.views import PARAMETERS, Shape, shapes
 from curate.errors import CurateError
 from curate.pretraining.order import order_of, places_of
 from curate.pretraining.plan import TrainingPlan, make_plan
 from curate.settings import EncoderSettings, ImageSettings, TrainingSettings
 from curate.settings.recipe import View
+from curate.settings.recipes import RECIPES
 from tests.dataset.test_training_set import write_set
 from tests.imagery import encode, picture
 
@@ -313,3 +314,27 @@ def test_small_crops_of_large_images_keep_their_pixels(tmp_path: Path) -> None:
         crops.append(dataset.__getitems__([(epoch, 0) for epoch in range(6)]))
     for a, b in zip(crops[0].pixels, crops[1].pixels, strict=True):
         assert (a.double() - b.double()).abs().mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("workers", "size", "room", "expected"),
+    [
+        (15, 1 << 20, float("inf"), (15, 4)),
+        (15, 154 << 20, 8 << 30, (15, 3)),
+        (15, 154 << 20, 2 << 30, (13, 1)),
+        (15, 154 << 20, 64 << 20, (1, 1)),  # a container's
+        (0, 154 << 20, 64 << 20, (0, 1)),
+    ],
+)
+def test_batches_ahead_fit_into_shared_memory(
+    workers: int, size: int, room: float, expected: tuple[int, int]
+) -> None:
+    found = ahead_of(workers, size, room)
+    assert found == expected
+    assert found[0] * found[1] * size <= room or found[0] <= 1
+
+
+def test_a_batchs_bytes_are_its_pixels() -> None:
+    views = shapes(RECIPES["dino"]["paper"].views, 224, 1)
+    pixels = 2 * 224**2 + 8 * views[-1].px ** 2
+    assert batch_bytes(views, 10) == 10 * 3 * pixels

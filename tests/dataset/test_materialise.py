@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
 import tarfile
 from collections import Counter
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from curate.dataset import copying, materialise, wanted
 from curate.dataset.training_set import Index, TrainingSet, read_index
@@ -144,6 +146,26 @@ def test_a_sample_of_the_open_set(document: Document, tmp_path: Path) -> None:
     whole = materialise.training_images(settings, ["open"], str(tmp_path / "all"), sample=10**6)
     assert sorted(images_of(tmp_path / "all")) == sorted(all_of_it)
     assert index.fingerprint != whole.fingerprint
+
+
+def test_large_images_are_made_smaller(document: Document, tmp_path: Path) -> None:
+    """To the side that training looks at; by their own digests; what is small is as it was."""
+    settings = settings_of(document)
+    whole = target_bytes(root_of(document))
+    side = 16
+    index = materialise.training_images(settings, ["target"], str(tmp_path), side_px=side)
+    assert index.reduced == len(whole)
+    for row, before in zip(rows_of(tmp_path), whole, strict=True):
+        assert row["sha256"] == sha256(before)
+        old, new = (Image.open(io.BytesIO(data)) for data in (before, row["image"]))
+        assert min(new.size) == side and new.format == "JPEG"
+        assert new.width / new.height == pytest.approx(old.width / old.height, rel=0.05)
+        small = np.asarray(old.convert("RGB").resize(new.size, Image.Resampling.BICUBIC), int)
+        assert np.abs(np.asarray(new, int) - small).mean() < 4
+    assert index == materialise.training_images(settings, ["target"], str(tmp_path), side_px=side)
+    least = max(min(Image.open(io.BytesIO(data)).size) for data in whole)
+    as_it_was = materialise.training_images(settings, ["target"], str(tmp_path), side_px=least)
+    assert as_it_was.reduced == 0 and images_of(tmp_path) == whole
 
 
 def test_union_in_the_order_that_was_asked_for(document: Document, tmp_path: Path) -> None:
@@ -375,7 +397,7 @@ def test_parts_stay_small(
     settings, files = settings_of(document), TrainingSetFiles(str(tmp_path))
     listed = wanted.write_list._function(files, materialise._asked(settings, ["target"]))
     assert sum(listed.images) == 24
-    copied = copying.copy(files, 0, {"target": settings.target}, 1 << 20)
+    copied = copying.copy(files, 0, {"target": settings.target}, settings.images)
     assert isinstance(copied, copying.Copied) and copied == copying.Copied.read(files.done(0))
     tables = [shards.read_arrow(files.part(part.name)) for part in copied.parts]
     images = [image for table in tables for image in table["image"].to_pylist()]

@@ -106,7 +106,7 @@ def test_half_made(document: dict[str, Any], site: type[Site], tmp_path: Path) -
     materialise._begun({**made_from, "max_bytes": max_bytes}, asked, files)
     sources = {source.name: source for source in settings.open}
     for number in (0, 3, 1):
-        assert isinstance(copying.copy(files, number, sources, max_bytes), Copied)
+        assert isinstance(copying.copy(files, number, sources, settings.images), Copied)
     Path(files.done(1)).unlink()
     Path(files.part_of(1, 7)).write_bytes(b"of a try that found more")
     site.asked.clear()
@@ -123,7 +123,7 @@ def test_another_request_starts_anew(
     asked = materialise._asked(settings, ["open"])
     materialise._begun({"of": "others"}, asked, files)
     sources = {source.name: source for source in settings.open}
-    copying.copy(files, 0, sources, 1 << 20)
+    copying.copy(files, 0, sources, settings.images)
     site.asked.clear()
     made(settings, tmp_path / "data")
     assert set(site.asked.values()) == {1} and len(site.asked) == LISTS * IMAGES

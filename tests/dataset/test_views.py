@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as F
 from torchvision.transforms.functional import InterpolationMode
@@ -22,6 +23,7 @@ from curate.dataset.views import (
     HUE,
     ORDER,
     PARAMETERS,
+    ROTATION,
     SATURATION,
     SOLARIZE,
     Box,
@@ -243,7 +245,7 @@ def test_crops_are_torchvision_s(
     expected = F.resized_crop(image, top, left, height, width, [px, px], mode, antialias=True)
     if flip:
         expected = F.hflip(expected)
-    got = crop(image, Box(*box, flip), Shape(View(1, bicubic=bicubic), px))
+    got = crop(np.asarray(image), Box(*box, flip), Shape(View(1, bicubic=bicubic), px))
     assert (got.shape, got.dtype) == ((px, px, 3), np.uint8)
     assert (got == np.asarray(expected)).all()
 
@@ -355,3 +357,46 @@ def test_sides_of_all_recipes_are_of_full_size_first() -> None:
 
 def test_a_view_of_one_pixel_at_least() -> None:
     assert [s.px for s in shapes((replace(View(1), side=0.001),), 64)] == [1]
+
+
+# What a domain has, and photographs have not
+
+
+def test_without_them_views_are_what_they_were() -> None:
+    """To the random number."""
+    plain, other = View(1), View(1, vertical_flip_p=0.5, quarter_turns=True, rotation=30)
+    a, b = np.random.default_rng(0), np.random.default_rng(0)
+    assert draw_box(a, plain, 100, 80)[5:] == (False, 0)
+    assert a.random() != (draw_box(b, other, 100, 80), b.random())[1]
+    assert draw_parameters(a, plain)[ROTATION] == 0
+
+
+def test_ways_to_lie_are_as_often() -> None:
+    rng = np.random.default_rng(0)
+    view = View(1, vertical_flip_p=0.5, quarter_turns=True, rotation=90)
+    boxes = [draw_box(rng, view, 64, 64) for _ in range(2000)]
+    assert np.mean([box.upside_down for box in boxes]) == pytest.approx(0.5, abs=0.05)
+    turns = np.bincount([box.turns for box in boxes], minlength=4) / len(boxes)
+    assert turns == pytest.approx([0.25] * 4, abs=0.05)
+    angles = [float(draw_parameters(rng, view)[ROTATION]) for _ in range(2000)]
+    assert -np.pi / 2 <= min(angles) < -1.4 and 1.4 < max(angles) <= np.pi / 2
+    assert np.mean(angles) == pytest.approx(0, abs=0.1)
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("upside_down", [False, True])
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_crop_is_laid_as_drawn(flip: bool, upside_down: bool, turns: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    image, shape = Image.fromarray(pixels), Shape(View(1), 8)
+    found = crop(pixels, Box(0, 0, 8, 8, flip, upside_down, turns), shape)
+    expected = image
+    if flip:
+        expected = expected.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if upside_down:
+        expected = expected.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    for _ in range(turns):
+        expected = expected.transpose(Image.Transpose.ROTATE_90)
+    assert np.array_equal(found, np.asarray(expected))
+    box = Box(2, 2, 4, 4, flip, upside_down, turns)
+    assert scaled(box, (8, 8), (4, 4)) == Box(1, 1, 2, 2, flip, upside_down, turns)

@@ -15,7 +15,7 @@ from curate.methods.dino import distillation
 from curate.methods.dinov2 import balanced, koleo, tokens_of
 from curate.methods.distill import similarity_distillation
 from curate.methods.drlim import contrastive_margin
-from curate.methods.mae import patchify, reconstruction_error
+from curate.methods.mae import mean_of_hidden, patch_errors, patchify
 from curate.methods.moco import info_nce
 from curate.methods.simclr import nt_xent
 from curate.methods.simsiam import negative_cosine
@@ -30,6 +30,10 @@ from tests.methods.building import (
 
 SEEDS = range(3)
 CLOSE = 1e-5  # relative, of a float32 loss
+
+
+def reconstruction_error(predicted: Tensor, patches: Tensor, hidden: Tensor, norm: bool) -> Tensor:
+    return mean_of_hidden(patch_errors(predicted, patches, norm), hidden)
 
 
 def close(loss: Tensor, expected: float) -> None:

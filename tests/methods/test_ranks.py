@@ -50,6 +50,16 @@ def test_two_ranks_are_one(case: str, ranks: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
+def test_two_ranks_in_two_parts_each_are_one(case: str, ranks: list[dict[str, Any]]) -> None:
+    alone = one_process(case)
+    found = [rank[f"{case} in parts"] for rank in ranks]
+    both = torch.stack([rank["losses"][0] for rank in found])
+    torch.testing.assert_close(both.mean(), alone["losses"][0], rtol=CLOSE, atol=1e-6)
+    for rank in found:
+        assert furthest(rank["gradients"][0], alone["gradients"][0]) < CLOSE
+
+
+@pytest.mark.parametrize("case", CASES)
 def test_the_second_step_depends_on_the_first(case: str) -> None:
     """And gradients are large enough to tell."""
     alone = one_process(case)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from curate.methods import Batch, Clock, Method, simclr
 from curate.methods.ranks import gather, own_rows
+from curate.pretraining.accumulate import backward_in_parts
 from curate.settings.recipe import Option
 from tests.methods.building import SIDE, build, part, random_batch
 
@@ -94,6 +96,21 @@ def one_of_two(case: str) -> dict[str, Any]:
     return two_steps(method, DistributedDataParallel(method), batches)
 
 
+def one_of_two_in_parts(case: str) -> dict[str, Any]:
+    """This rank's images in two parts, of one step."""
+    method = build_case(case)
+    wrapped = DistributedDataParallel(method)
+    n = IMAGES // RANKS
+    own = part(batch_of(case, method, 0), own_rows(n))
+    method.before_step(Clock(0, 10, 5))
+    makers = [partial(part, own, slice(start, start + n // 2)) for start in (0, n // 2)]
+    whole = Batch([], own.ids, own.labels, own.noise)
+    loss, _ = backward_in_parts(method, wrapped, makers, whole, lambda _: contextlib.nullcontext())
+    method.after_backward()
+    gradients = {n: p.grad for n, p in method.named_parameters() if p.grad is not None}
+    return {"losses": [loss], "gradients": [gradients]}
+
+
 def gather_without_sum(x: Tensor) -> Tensor:
     """The usual mistake: the rows of other ranks are constants."""
     everyone = gather(x.detach()).clone()
@@ -125,6 +142,7 @@ def work(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=init, rank=rank, world_size=RANKS)
     try:
         found: dict[str, Any] = {case: one_of_two(case) for case in CASES}
+        found |= {f"{case} in parts": one_of_two_in_parts(case) for case in CASES}
         with constant_negatives():
             found["constant negatives"] = one_of_two("simclr")
         found["gathered twice"] = gathered_twice()

@@ -212,3 +212,30 @@ def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CurateError, match="cannot be written"):
         checkpoints.save(str(tmp_path / "file"), 1, state_of(1), keep=1)
+
+
+# In the background
+
+
+def test_a_saver_saves_the_state_that_was(folder: str) -> None:
+    """Whatever training does to it meanwhile."""
+    saver, state = checkpoints.Saver(folder, 2), state_of(1)
+    expected = state_of(1)
+    saver.save(1, state)
+    state["method"]["weight"].zero_()
+    state["records"].append("more")
+    saver.wait()
+    assert equal(checkpoints.newest(folder), expected)
+    for step in (2, 3):
+        saver.save(step, state_of(step))
+    saver.wait()
+    assert steps_in(folder) == [2, 3]
+
+
+def test_a_saver_tells_of_what_failed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    saver = checkpoints.Saver(str(tmp_path / "file" / "checkpoints"), 2)
+    saver.save(1, state_of(1))
+    with pytest.raises((CurateError, OSError)):
+        saver.save(2, state_of(2))
+    saver.wait()  # told of once

@@ -21,9 +21,10 @@ from curate.embedding import encoders
 from curate.methods import METHODS
 from curate.pretraining import checkpoints
 from curate.pretraining.board import Board
+from curate.pretraining.job import Job
 from curate.pretraining.plan import TrainingPlan, make_plan
 from curate.pretraining.trainer import Trainer
-from curate.pretraining.worker import Job, work
+from curate.pretraining.worker import work
 from curate.runfiles.files import TrainingFiles
 from curate.settings import CheckpointSettings, EncoderSettings, ImageSettings, TrainingSettings
 from curate.settings import load as config

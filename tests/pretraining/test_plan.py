@@ -298,3 +298,15 @@ def test_local_views_of_a_recipe_without_any() -> None:
         "pretrain.views.local_views=4: this recipe of simclr has no small views; leave it out"
     )
     assert "recipe of dino" in error_of(method="dino", preset="simcore", views={"local_views": 0})
+
+
+def test_what_a_domain_has() -> None:
+    given = {"flip": False, "vertical_flip": True, "quarter_turns": True, "rotation": 15}
+    left_out = {"jitter": False, "grey": False, "blur": False, "solarize": False}
+    plan = plan_of(method="dino", views={**given, **left_out})
+    for view in plan.recipe.views:
+        assert (view.flip_p, view.vertical_flip_p) == (0, 0.5)
+        assert (view.quarter_turns, view.rotation) == (True, 15)
+        assert (view.jitter_p, view.grey_p, view.blur_p, view.solarize_p) == (0, 0, 0, 0)
+    one = plan_of(method="dino", views={"blur": False}).recipe.views[1]
+    assert (one.blur_p, one.solarize_p, one.flip_p) == (0, 0.2, 0.5)

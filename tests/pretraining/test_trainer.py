@@ -114,14 +114,78 @@ def test_what_a_step_draws_depends_on_the_step_alone() -> None:
     assert losses(False) == losses(True)
 
 
-def test_bf16_stays_near_float32() -> None:
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@pytest.mark.parametrize("precision", HALVES)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_halves_stay_near_float32(precision: str, accumulate: int) -> None:
+    """The loss, and where the weights go; fp16's gradients are scaled, and scaled back."""
+
+    def stepped(precision: str) -> tuple[float, torch.Tensor]:
+        plan = plan_of(
+            backbone="test_resnet",
+            precision=precision,
+            accumulate=accumulate,
+            optimizer={"name": "sgd", "learning_rate": 1.0, "weight_decay": 0},
+        )
+        trainer = trainer_of(plan)
+        assert trainer.precision.half is HALVES.get(precision)
+        if precision == "fp16":  # not the first one, which is tried and found too large
+            trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 64.0})
+        before = [w.detach().clone() for w in trainer.method.parameters()]
+        loss = float(trainer.step(crops_of(trainer))[0])
+        moved = [w.detach() - b for w, b in zip(trainer.method.parameters(), before, strict=True)]
+        return loss, torch.cat([change.flatten() for change in moved])
+
+    (loss, moved), (wanted_loss, wanted) = stepped(precision), stepped("float32")
+    assert loss != wanted_loss and loss == pytest.approx(wanted_loss, rel=0.05)
+    assert float(moved.norm()) == pytest.approx(float(wanted.norm()), rel=0.3)
+    assert float(torch.cosine_similarity(moved, wanted, 0)) > 0.9
+
+
+def test_a_step_that_overflows_is_left_out() -> None:
+    """And the next ones are scaled less; the scale goes on from a checkpoint."""
+    trainer = trainer_of(plan_of(backbone="test_resnet", precision="fp16"))
+    trainer.step(crops_of(trainer))
+    scale = trainer.scaler.get_scale()
+    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 1e38})
+    before = [w.detach().clone() for w in trainer.method.backbone.parameters()]
+    trainer.step(crops_of(trainer, 1))
+    after = trainer.method.backbone.parameters()
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+    assert scale < trainer.scaler.get_scale() < 1e38
+    again = trainer_of(trainer.plan)
+    again.load(trainer.state())
+    assert again.scaler.get_scale() == trainer.scaler.get_scale()
+
+
+@pytest.mark.parametrize("method", ["simclr", "mae", "dinov2"])
+def test_activations_computed_again_change_nothing(method: str) -> None:
+    """Stochastic depth is drawn the same again."""
+    options = {"projection_dim": 16, "hidden_dim": 16, "bottleneck_dim": 8, "drop_path": 0.5}
+    small = {"dinov2": {"options": options, "views": {"local_views": 2}}, "mae": {}, "simclr": {}}
+    plan = plan_of(32, method=method, backbone="vit_tiny_patch16_224", **small[method])
     found = []
-    for precision in ("float32", "bf16"):
-        trainer = trainer_of(plan_of(precision=precision, preset="simcore"))
-        assert trainer.bf16 == (precision == "bf16")
-        found.append(float(trainer.step(crops_of(trainer))[0]))
-    assert found[0] != found[1]
-    assert found[0] == pytest.approx(found[1], rel=0.05)
+    for recomputed in (False, True):
+        trainer = Trainer(plan, torch.device("cpu"), recomputed=recomputed)
+        losses = [float(trainer.step(crops_of(trainer, step))[0]) for step in range(2)]
+        found.append((losses, trainer.method.state_dict()))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(value, found[1][1][name]) for name, value in found[0][1].items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_compiled_stays_near(backbone: str) -> None:
+    """And its weights keep their names."""
+    plan = plan_of(32, backbone=backbone, optimizer={"name": "sgd", "learning_rate": 0.01})
+    plain = trainer_of(plan)
+    compiled = Trainer(plan, torch.device("cpu"), compiled=True)
+    assert plain.method.state_dict().keys() == compiled.method.state_dict().keys()
+    for step in range(2):
+        losses = [float(one.step(crops_of(one, step))[0]) for one in (plain, compiled)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_gradients_are_clipped() -> None:

@@ -263,7 +263,10 @@ def test_target_encoder_takes_the_encoders_model() -> None:
         ({"batch_size": 1}, "pretrain.batch_size=1: must be at least 2"),
         ({"optimizer": 3}, "pretrain.optimizer=3: must be a section of keys"),
         ({"resources": "many"}, "pretrain.resources=many: must be a section of keys"),
-        ({"precision": "fp16"}, "pretrain.precision=fp16: must be 'auto', 'float32' or 'bf16'"),
+        (
+            {"precision": "fp8"},
+            "pretrain.precision=fp8: must be 'auto', 'float32', 'bf16' or 'fp16'",
+        ),
         ({"epochs": 2, "steps": 9}, "pretrain: set epochs or steps, not both"),
         # probe
         ({"probe": 3}, "pretrain.probe=3: must be a section of keys"),
@@ -326,7 +329,7 @@ def test_mistakes_of_pretraining(keys: dict[str, Any], message: str) -> None:
         ("resources", {"workers": 0}, ".workers=0: must be at least 1"),
         ("resources", {"use_gpu": "maybe"}, ".use_gpu=maybe: must be true or false"),
         ("checkpoints", {"every": 0}, ".every=0: must be at least 1"),
-        ("checkpoints", {"zzz": 0}, ".zzz: unknown key; known here: every, keep"),
+        ("checkpoints", {"zzz": 0}, ".zzz: unknown key; known here: best, every, keep"),
     ],
 )
 def test_mistakes_in_a_group(group: str, keys: dict[str, Any], message: str) -> None:
