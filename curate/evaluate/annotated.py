@@ -40,7 +40,7 @@ def read_image(uri: str, limits: ImageSettings, px: Callable[[int, int], int]) -
         raise CurateError(f"{uri}: {refused}; mend it, or take out its annotations") from refused
 
 
-def fitted(width: int, height: int, px: int) -> Size:
+def fitted(width: float, height: float, px: int) -> Size:
     """What an image is resized to: its shorter side to px, or less where the longer one would go
     over LONGEST × px."""
     scale = min(px / min(width, height), round(LONGEST * px) / max(width, height))

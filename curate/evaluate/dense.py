@@ -11,6 +11,7 @@ import numpy as np
 import timm
 import torch
 from timm.models.resnet import ResNet
+from torch import nn
 
 from curate.cluster import results
 from curate.embedding import encoders
@@ -26,8 +27,8 @@ STAGES = ("layer1", "layer2", "layer3", "layer4")  # timm's names, and torchvisi
 ORDER = 0  # stream of random numbers
 
 
-def resnet_of(encoder: Encoder, protocol: str) -> ResNet:
-    """A copy of the encoder's network, on the CPU, all of it to be trained.
+def resnet_of(encoder: Encoder, protocol: str, trained: str = "trained") -> ResNet:
+    """A copy of the encoder's network, on the CPU; trained: as the settings' `encoder` has it.
 
     Raises CurateError where it is not a ResNet of timm's.
     """
@@ -38,21 +39,27 @@ def resnet_of(encoder: Encoder, protocol: str) -> ResNet:
             "or pretrain a ResNet, such as encoder.backbone=resnet50"
         )
     # What embedded images before may have been frozen
-    return copy.deepcopy(encoder.module).cpu().requires_grad_(True)
+    return copy.deepcopy(encoder.module).cpu().requires_grad_(trained == "trained")
 
 
-def dilated(network: ResNet) -> ResNet:
-    """The same weights with feature maps of stride 8: dilation takes the place of later strides.
+def set_training(model: nn.Module, network: nn.Module, trained: str) -> None:
+    """network: of the encoder, in the model. A frozen one goes by its BatchNorms' averages."""
+    model.train()
+    network.train(trained != "frozen")
+
+
+def dilated(network: ResNet, stride: int = 8) -> ResNet:
+    """The same weights with feature maps of that stride: dilation takes the place of later strides.
 
     One that has a small stem is at stride 8 as it is.
     """
-    if strides_of(network)[-1] <= 8:
+    if strides_of(network)[-1] <= stride:
         return network
     name = cast("dict[str, str]", network.pretrained_cfg)["architecture"]
     with torch.random.fork_rng(devices=[]):
-        rebuilt = cast(ResNet, timm.create_model(name, num_classes=0, output_stride=8))
+        rebuilt = cast(ResNet, timm.create_model(name, num_classes=0, output_stride=stride))
     rebuilt.load_state_dict(network.state_dict(), strict=True)
-    return rebuilt
+    return rebuilt.requires_grad_(next(network.parameters()).requires_grad)
 
 
 @torch.no_grad()
@@ -100,12 +107,13 @@ def figures_of(
     runs: list[Timed[Figures]] = results(tasks)
     seconds = round(sum(taken for _, taken in runs), 2)
     images = int(runs[0][0]["images"])
+    whose = ", as SimCore's authors'" if settings.preset else ""
     for metric in runs[0][0]:
         values = np.array([figures[metric] for figures, _ in runs])
         if metric == "images" or np.isnan(values).all():  # NaN: a class that is not there
             continue
         yield Result(
-            metric=f"{what}, {metric}",
+            metric=f"{what}{whose}, {metric}",
             value=float(np.nanmean(values)),
             std=float(np.nanstd(values)),
             seeds=len(runs),

@@ -1,14 +1,15 @@
-"""The optimisation loop of every protocol that trains: SGD with momentum."""
+"""The optimisation loop of every protocol that trains: SGD with momentum, or Adam."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from curate.errors import CurateError
 from curate.settings import (
@@ -26,28 +27,37 @@ TrainingSettings = SgdSettings | FinetuneSettings | DetectionSettings | Segmenta
 MOMENTUM = 0.9
 
 
-def sgd(
-    groups: list[tuple[nn.Module, float]], weight_decay: float, *, nesterov: bool = False
-) -> torch.optim.SGD:
-    """groups: modules, each with its peak learning rate. Frozen weights are left out."""
-    parts = [
-        {"params": [weight for weight in part.parameters() if weight.requires_grad], "peak": peak}
-        for part, peak in groups
-    ]
+Groups = Sequence[tuple[nn.Module, float]]  # modules, each with its peak learning rate
+
+
+def sgd(groups: Groups, weight_decay: float, *, nesterov: bool = False) -> Optimizer:
+    """Frozen weights are left out."""
     # The rate is set before every step
     return torch.optim.SGD(
-        parts, lr=0.0, momentum=MOMENTUM, weight_decay=weight_decay, nesterov=nesterov
+        _to_train(groups), lr=0.0, momentum=MOMENTUM, weight_decay=weight_decay, nesterov=nesterov
     )
 
 
-def set_learning_rates(optimizer: torch.optim.SGD, share: float) -> None:
+def adam(groups: Groups, weight_decay: float) -> Optimizer:
+    """As sgd."""
+    return torch.optim.Adam(_to_train(groups), lr=0.0, weight_decay=weight_decay)
+
+
+def _to_train(groups: Groups) -> list[dict[str, Any]]:
+    return [
+        {"params": [weight for weight in part.parameters() if weight.requires_grad], "peak": peak}
+        for part, peak in groups
+    ]
+
+
+def set_learning_rates(optimizer: Optimizer, share: float) -> None:
     """share: of each group's peak."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * share
 
 
 def descend(
-    optimizer: torch.optim.SGD,
+    optimizer: Optimizer,
     loss_of: Callable[[Batch], Tensor],
     batches: Iterable[Batch],
     rate: Callable[[int], float],

@@ -1,15 +1,16 @@
-"""Object detection: Faster R-CNN with a feature pyramid on the encoder, all of it fine-tuned.
+"""Object detection: a detector of `detectors.py` on the encoder.
 
-Ren et al. 2015, arXiv:1506.01497; Lin et al. 2017, arXiv:1612.03144; trained as MoCo does,
-arXiv:1911.05722, section 4.2: BatchNorm is trained and the pyramid has its own, since features that
-come without labels are of another magnitude than those that detectors' rates were tuned for. Its
-statistics are those of the batch, on one device: batches of a few images make them noisy.
+Fine-tuned as MoCo does, arXiv:1911.05722, section 4.2: BatchNorm is trained and the pyramid has its
+own, since features that come without labels are of another magnitude than those that detectors'
+rates were tuned for. Its statistics are those of the batch, on one device: batches of a few images
+make them noisy. Or, with `preset: authors`, on the frozen encoder, as SimCore's authors do.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -18,39 +19,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from timm.models.resnet import ResNet
-from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torch import Tensor
 
 from curate.embedding.encoders import Encoder
 from curate.errors import CurateError
-from curate.evaluate.annotated import LONGEST, fitted, read_image
+from curate.evaluate.annotated import fitted, read_image
 from curate.evaluate.boxes import Boxes, Scene, read_boxes
-from curate.evaluate.dense import (
-    STAGES,
-    figures_of,
-    resnet_of,
-    seeded,
-    shuffled,
-    strides_of,
-)
-from curate.evaluate.descent import descend, sgd
+from curate.evaluate.dense import figures_of, resnet_of, seeded, set_training, shuffled
+from curate.evaluate.descent import adam, descend, sgd
+from curate.evaluate.detectors import Detector, faster_rcnn, retinanet
 from curate.evaluate.loading import loaded
 from curate.evaluate.subject import Result, Subject
-from curate.images import Preprocessing
 from curate.settings import DetectionSettings, ImageSettings
 
 KEY = "evaluate.detection"
-PYRAMID_CHANNELS = 256
-ANCHOR_CELLS = 8  # an anchor's side in px of its level: 32 px at stride 4
-ASPECTS = (0.5, 1.0, 2.0)
-REGIONS = 512  # of an image, that the box head is trained on
-SCALES = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)  # of image_px, while training: COCO's 640 … 800
+DETECTORS = {"faster_rcnn": faster_rcnn, "retinanet": retinanet}
 LEAST_PX = 1.0  # a box that is smaller than this to the network is not trained on
 WARMUP_STEPS = 1000
-FLIPS = 1  # stream of random numbers
+CHANGES = 1  # stream of random numbers
+WHOLE = np.array([0.0, 0.0, 1.0, 1.0])  # left, top, right, bottom: shares of an image's sides
 
 
 @dataclass(frozen=True)
@@ -91,13 +78,13 @@ def detection(
 
     The encoder is copied, and left as it is. COCO's crowds and VOC's difficult boxes are not
     trained on, and to find them is neither right nor wrong. The seed decides new layers, order,
-    flips and sampled regions; on a CPU two runs of one seed give the same figures.
+    crops, flips and sampled regions; on a CPU two runs of one seed give the same figures.
 
     Raises CurateError for an encoder that is no ResNet, annotations or images that cannot be used,
     a loss that is not finite, and where pycocotools is missing.
     """
     _coco_tool("coco")  # before hours of training
-    network = resnet_of(encoder, "detection")
+    network = resnet_of(encoder, "detection", settings.encoder)
     train = read_boxes(settings.train, f"{KEY}.train")
     test = read_boxes(settings.test, f"{KEY}.test").in_classes(train.classes, f"{KEY}.test")
     for boxes, name in ((train, "train"), (test, "test")):
@@ -109,43 +96,13 @@ def detection(
     for _ in _scaled_scenes(test, settings, limits):  # what cannot be read is told before training
         pass
     with seeded(seed, device):
-        model = faster_rcnn(network, len(train.classes), settings.image_px, encoder.preprocessing)
+        build = DETECTORS[settings.detector]
+        model = build(network, len(train.classes), settings.image_px, encoder.preprocessing)
         model.to(device)
         _train(model, train, settings, limits, seed, device)
         found = _detect(model, test, settings, limits, device)
     mean, at_half = average_precision(test, found)
     return {"mAP": mean, "mAP50": at_half, "images": float(len(test.scenes))}
-
-
-def faster_rcnn(
-    network: ResNet, classes: int, image_px: int, preprocessing: Preprocessing
-) -> FasterRCNN:
-    """torchvision's detector on a timm ResNet, which becomes a part of it.
-
-    classes: without the background. Anchors go by the strides of the feature maps, so that an
-    encoder with a small stem, which sees four times as finely, has them four times as small.
-    """
-    strides = strides_of(network)
-    channels = [stage["num_chs"] for stage in network.feature_info if stage["module"] in STAGES]
-    pyramid = BackboneWithFPN(
-        network,
-        return_layers={name: str(level) for level, name in enumerate(STAGES)},
-        in_channels_list=channels,
-        out_channels=PYRAMID_CHANNELS,
-        norm_layer=nn.BatchNorm2d,
-    )
-    levels = [*strides, 2 * strides[-1]]  # the pyramid pools its last level once more
-    anchors = AnchorGenerator(tuple((ANCHOR_CELLS * s,) for s in levels), (ASPECTS,) * len(levels))
-    return FasterRCNN(
-        pyramid,
-        classes + 1,
-        min_size=[round(scale * image_px) for scale in SCALES],  # the last one when tested
-        max_size=round(LONGEST * image_px),
-        image_mean=list(preprocessing.mean),
-        image_std=list(preprocessing.std),
-        rpn_anchor_generator=anchors,
-        box_batch_size_per_image=REGIONS,
-    )
 
 
 def average_precision(truth: Boxes, found: list[Detections]) -> tuple[float, float]:
@@ -183,9 +140,12 @@ def average_precision(truth: Boxes, found: list[Detections]) -> tuple[float, flo
     return float(judge.stats[0]), float(judge.stats[1])
 
 
-def rate_at(step: int, steps: int) -> float:
-    """Share of the learning rate: linear warm-up over a tenth of the steps, 1000 at most, then a
-    tenth from 2/3 on and a hundredth from 8/9 on, as Detectron's 1× schedule has it."""
+def rate_at(step: int, steps: int, schedule: str = "steps") -> float:
+    """Share of the learning rate. "cosine": from 1 to 0. "steps": linear warm-up over a tenth of
+    the steps, 1000 at most, then a tenth from 2/3 on and a hundredth from 8/9 on, as Detectron's
+    1× schedule has it."""
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * step / steps))
     warmup = min(WARMUP_STEPS, steps // 10)
     if step < warmup:
         return (step + 1) / warmup
@@ -193,7 +153,7 @@ def rate_at(step: int, steps: int) -> float:
 
 
 def _train(
-    model: FasterRCNN,
+    model: Detector,
     train: Boxes,
     settings: DetectionSettings,
     limits: ImageSettings,
@@ -202,8 +162,10 @@ def _train(
 ) -> None:
     def load(entry: tuple[int, int]) -> ScaledScene:
         epoch, row = entry
-        flip = np.random.default_rng([seed, FLIPS, epoch, row]).random() < 0.5
-        return _scaled(train.scenes[row], settings.image_px, limits, flip=flip)
+        rng = np.random.default_rng([seed, CHANGES, epoch, row])
+        flip = rng.random() < 0.5
+        window = window_around(train.scenes[row], rng) if settings.crop else WHOLE
+        return _scaled(train.scenes[row], settings.image_px, limits, window, flip=flip)
 
     def loss_of(batch: list[ScaledScene]) -> Tensor:
         targets = [
@@ -214,13 +176,14 @@ def _train(
 
     batches = shuffled(len(train.scenes), settings.batch_size, settings.epochs, seed)
     steps = len(batches)
-    optimizer = sgd([(model, settings.learning_rate)], settings.weight_decay)
-    model.train()
+    build = {"sgd": sgd, "adam": adam}[settings.optimizer]
+    optimizer = build([(model, settings.learning_rate)], settings.weight_decay)
+    set_training(model, model.backbone.body, settings.encoder)
     descend(
         optimizer,
         loss_of,
         loaded(load, batches),
-        lambda step: rate_at(step, steps),
+        lambda step: rate_at(step, steps, settings.schedule),
         settings,
         KEY,
     )
@@ -228,7 +191,7 @@ def _train(
 
 @torch.inference_mode()
 def _detect(
-    model: FasterRCNN,
+    model: Detector,
     test: Boxes,
     settings: DetectionSettings,
     limits: ImageSettings,
@@ -261,19 +224,43 @@ def _scaled_scenes(
     return loaded(load, (scenes[start : start + size] for start in range(0, len(scenes), size)))
 
 
-def _scaled(scene: Scene, px: int, limits: ImageSettings, *, flip: bool = False) -> ScaledScene:
-    """The image at test size and the boxes to train on; torchvision's own resizing, without
-    antialiasing, then has little or nothing left to do."""
+def window_around(scene: Scene, rng: np.random.Generator) -> NDArray[np.float64]:
+    """A random part of the image that holds all of its boxes; all of it where there are none, or
+    its annotations do not say how large it is."""
+    if scene.size is None or not len(scene.boxes):
+        return WHOLE
+    boxes = np.clip(scene.boxes / np.array(scene.size * 2), 0, 1)
+    inner = np.concatenate([boxes[:, :2].min(0), boxes[:, 2:].max(0)])
+    return WHOLE + (inner - WHOLE) * rng.random(4)
+
+
+def _scaled(
+    scene: Scene,
+    px: int,
+    limits: ImageSettings,
+    window: NDArray[np.float64] = WHOLE,
+    *,
+    flip: bool = False,
+) -> ScaledScene:
+    """The window of the image at test size and the boxes to train on; torchvision's own resizing,
+    without antialiasing, then has little or nothing left to do."""
     image = read_image(scene.image, limits, lambda w, h: min(fitted(w, h, px)))
     if scene.size not in (None, image.size):
         raise CurateError(
             f"{scene.image}: {image.size[0]}×{image.size[1]} px upright, and its annotations say "
             f"{scene.size[0]}×{scene.size[1]}; annotate it as it is shown"
         )
-    width, height = fitted(*image.size, px)
-    pixels = image.rgb.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
-    scale = np.array([width, height] * 2) / np.array(image.size * 2)
-    boxes = np.clip(scene.boxes * scale, 0, [width, height] * 2)
+    cut = window * np.array(image.size * 2)  # px of the image
+    wide, high = (cut[2:] - cut[:2]).tolist()
+    width, height = fitted(wide, high, px)
+    pixels = image.rgb.resize(
+        (width, height),
+        Image.Resampling.BILINEAR,
+        tuple((window * np.array(image.rgb.size * 2)).tolist()),
+        reducing_gap=2.0,
+    )
+    scale = np.array([width, height] * 2) / np.array([wide, high] * 2)
+    boxes = np.clip((scene.boxes - np.tile(cut[:2], 2)) * scale, 0, [width, height] * 2)
     kept = ~scene.ignored & ((boxes[:, 2:] - boxes[:, :2]) >= LEAST_PX).all(axis=1)
     boxes = boxes[kept]
     if flip:

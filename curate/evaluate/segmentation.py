@@ -1,8 +1,8 @@
-"""Semantic segmentation: DeepLabV3's head on the encoder's last feature map, all fine-tuned.
+"""Semantic segmentation: a head of `deeplab.py` on the encoder's feature maps.
 
-Chen et al. 2017, arXiv:1706.05587: dilation keeps that map at an eighth of the image, BatchNorm is
-trained, the rate falls as (1 - t)^0.9. No auxiliary loss. Scales and crops as in torchvision's
-training of it.
+All fine-tuned, as Chen et al. 2017, arXiv:1706.05587: BatchNorm is trained, the rate falls as
+(1 - t)^0.9. No auxiliary loss. Scales and crops as in torchvision's training of it. Or, with
+`preset: authors`, on the frozen encoder, as SimCore's authors do.
 """
 
 from __future__ import annotations
@@ -15,24 +15,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from timm.models.resnet import ResNet
 from torch import Tensor, nn
-from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from curate.embedding.encoders import Encoder
 from curate.errors import CurateError
 from curate.evaluate.annotated import fitted, read_image
-from curate.evaluate.dense import STAGES, dilated, figures_of, resnet_of, seeded, shuffled
+from curate.evaluate.deeplab import DeepLab
+from curate.evaluate.dense import figures_of, resnet_of, seeded, set_training, shuffled
 from curate.evaluate.descent import descend, sgd
 from curate.evaluate.loading import loaded
 from curate.evaluate.masks import Masked, read_mask, read_masks
 from curate.evaluate.subject import Result, Subject
-from curate.images import Preprocessing
 from curate.settings import ImageSettings, SegmentationSettings
 
 KEY = "evaluate.segmentation"
 VOID = 255  # of pixels that do not count, after `Legend`
-SCALES = (0.5, 2.0)  # of image_px, while training
 POWER = 0.9
 CROPS = 1  # stream of random numbers
 
@@ -86,7 +83,7 @@ def segmentation(
     Raises CurateError for an encoder that is no ResNet, masks or images that cannot be used, a
     single class, a single image to train on, and a loss that is not finite.
     """
-    network = dilated(resnet_of(encoder, "segmentation"))
+    network = resnet_of(encoder, "segmentation", settings.encoder)
     train = read_masks(settings.train, f"{KEY}.train")
     test = read_masks(settings.test, f"{KEY}.test")
     if len(train) < 2:
@@ -102,7 +99,8 @@ def segmentation(
             f"{KEY}.test: every pixel is of value {settings.ignore}; set {KEY}.ignore"
         )
     with seeded(seed, device):
-        model = DeepLab(network, len(legend.classes), encoder.preprocessing).to(device)
+        plus = settings.head == "deeplabv3+"
+        model = DeepLab(network, len(legend.classes), encoder.preprocessing, plus=plus).to(device)
         _train(model, train, legend, settings, limits, seed, device)
         confusion = _confusion(model, test, legend, settings, limits, device)
     by_class = intersection_over_union(confusion)
@@ -111,28 +109,6 @@ def segmentation(
         **{f"IoU {name}": float(iou) for name, iou in zip(legend.classes, by_class, strict=True)},
         "images": float(len(test)),
     }
-
-
-class DeepLab(nn.Module):
-    """(N, H, W, 3) uint8 → (N, classes, h, w) logits, h and w an eighth of the image's."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: ResNet, classes: int, preprocessing: Preprocessing) -> None:
-        super().__init__()
-        self.network = network
-        self.head = DeepLabHead(int(network.num_features), classes)
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1))
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        images = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        maps = self.network.forward_intermediates(
-            images, indices=[len(STAGES)], intermediates_only=True
-        )
-        logits: Tensor = self.head(maps[0])
-        return logits
 
 
 def confusion_of(
@@ -204,7 +180,7 @@ def _train(
     def load(entry: tuple[int, int]) -> MaskedPixels:
         epoch, row = entry
         rng = np.random.default_rng([seed, CROPS, epoch, row])
-        return _crop(train[row], legend, settings.image_px, limits, fill, rng)
+        return _crop(train[row], legend, settings, limits, fill, rng)
 
     def loss_of(batch: list[MaskedPixels]) -> Tensor:
         pixels = torch.from_numpy(np.stack([image.pixels for image in batch])).to(device)
@@ -215,8 +191,9 @@ def _train(
 
     batches = shuffled(len(train), settings.batch_size, settings.epochs, seed)
     steps = len(batches)
-    optimizer = sgd([(model, settings.learning_rate)], settings.weight_decay)
-    model.train()
+    groups = [(model, settings.learning_rate)]
+    optimizer = sgd(groups, settings.weight_decay, nesterov=settings.nesterov)
+    set_training(model, model.network, settings.encoder)
     descend(
         optimizer,
         loss_of,
@@ -265,14 +242,14 @@ def _whole(
 def _crop(
     pair: Masked,
     legend: Legend,
-    px: int,
+    settings: SegmentationSettings,
     limits: ImageSettings,
     fill: tuple[int, ...],
     rng: np.random.Generator,
 ) -> MaskedPixels:
     """A px × px window of the image at a random scale, flipped or not; where the image is smaller,
     the rest is `fill` and VOID."""
-    scale = rng.uniform(*SCALES)
+    px, scale = settings.image_px, rng.uniform(*settings.scales)
     image = read_image(pair.image, limits, lambda w, h: round(scale * min(fitted(w, h, px))))
     truth = Image.fromarray(legend.read(read_mask(pair.mask, image.size), pair.mask))
     width, height = (max(1, round(scale * side)) for side in fitted(*image.size, px))

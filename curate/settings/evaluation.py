@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from curate.settings.base import AbsolutePath, Label, Path, Settings, Share
+from curate.settings.base import AbsolutePath, Label, Path, Positive, Settings, Share
 from curate.settings.sources import LabelledSource
 
 OnLabelledSets = Literal["linear", "knn", "sgd", "finetune", "attributes"]  # train and test
@@ -14,27 +16,32 @@ OnOwnData = Literal["detection", "segmentation", "selection"]
 Protocol = Literal[OnLabelledSets, OnOwnData]
 
 
-# Their train_sup.py: batches of 256, BatchNorm in training mode, the best epoch on the test set
-AUTHORS = {"batch_size": 256, "batch_norm": "moving", "epoch": "best"}
+class AsTheAuthors(Settings):
+    """A protocol that SimCore's authors have too, and which differs from ours."""
 
-
-class SgdSettings(Settings):
-    """The linear probe of SimCore's authors: on random crops, through the frozen encoder."""
+    authors: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     preset: Literal["authors"] | None = None  # what is unset is as SimCore's authors had it
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("preset") == "authors":
+            return {**cls.authors, **given}
+        return given
+
+
+class SgdSettings(AsTheAuthors):
+    """The linear probe of SimCore's authors: on random crops, through the frozen encoder."""
+
+    # train_sup.py: batches of 256, BatchNorm in training mode, the best epoch on the test set
+    authors = MappingProxyType({"batch_size": 256, "batch_norm": "moving", "epoch": "best"})
     learning_rate: float = Field(10, gt=0)
     weight_decay: float = Field(0, ge=0)
     epochs: int = Field(100, ge=1)
     batch_size: int = Field(512, ge=1)
     batch_norm: Literal["frozen", "moving"] = "frozen"  # by its averages, or by the batch's own
     epoch: Literal["last", "best"] = "last"  # best: on the test set, which is no honest figure
-
-    @model_validator(mode="before")
-    @classmethod
-    def _filled(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("preset") == "authors":
-            return AUTHORS | given
-        return given
 
 
 class FinetuneSettings(Settings):
@@ -63,30 +70,80 @@ class AnnotatedSettings(Settings):
     annotations: AbsolutePath  # COCO's .json, a folder of VOC's .xml, or a folder of masks
 
 
-class DetectionSettings(Settings):
-    """Faster R-CNN with a feature pyramid on the encoder, which must be a ResNet."""
+# Of a detector's or segmenter's encoder. "moving": its weights are frozen, and its BatchNorms go by
+# each batch's own statistics while training, and average them
+Trained = Literal["trained", "frozen", "moving"]
+
+
+class DetectionSettings(AsTheAuthors):
+    """A detector on the encoder, which must be a ResNet."""
+
+    # downstream/detection: RetinaNet on a frozen backbone, images of 200 to 333 px
+    authors = MappingProxyType(
+        {
+            "detector": "retinanet",
+            "encoder": "frozen",
+            "image_px": 200,
+            "crop": True,
+            "epochs": 100,
+            "optimizer": "adam",
+            "schedule": "cosine",
+            "learning_rate": 1e-4,
+            "weight_decay": 5e-4,
+        }
+    )
 
     train: AnnotatedSettings
     test: AnnotatedSettings
+    detector: Literal["faster_rcnn", "retinanet"] = "faster_rcnn"  # each with a feature pyramid
+    encoder: Trained = "trained"
     image_px: int = Field(800, ge=32)  # shorter side
+    crop: bool = False  # while training, to a random part that holds all boxes
     epochs: int = Field(12, ge=1)
     batch_size: int = Field(16, ge=1)
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    schedule: Literal["steps", "cosine"] = "steps"
     learning_rate: float = Field(0.02, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
 
 
-class SegmentationSettings(Settings):
-    """DeepLabV3's head on the encoder, which must be a ResNet."""
+class SegmentationSettings(AsTheAuthors):
+    """DeepLab on the encoder, which must be a ResNet."""
+
+    # downstream/segmentation: DeepLabV3+ on a backbone of frozen weights, at ten times its rate of
+    # 0.1; crops of 224 of shorter sides of 128 to 512; batches as for pets
+    authors = MappingProxyType(
+        {
+            "head": "deeplabv3+",
+            "encoder": "moving",
+            "image_px": 224,
+            "scales": (128 / 224, 512 / 224),
+            "epochs": 30,
+            "batch_size": 256,
+            "nesterov": True,
+            "learning_rate": 1.0,
+        }
+    )
 
     train: AnnotatedSettings
     test: AnnotatedSettings
     classes: list[str] | None = None  # names of the masks' values 0, 1, 2 …
     ignore: int = Field(255, ge=0, le=255)  # the value of pixels that do not count
+    head: Literal["deeplabv3", "deeplabv3+"] = "deeplabv3"
+    encoder: Trained = "trained"
     image_px: int = Field(512, ge=32)
+    scales: tuple[Positive, Positive] = (0.5, 2.0)  # of image_px, while training
     epochs: int = Field(50, ge=1)
     batch_size: int = Field(16, ge=2)
+    nesterov: bool = False
     learning_rate: float = Field(0.01, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
+
+    @model_validator(mode="after")
+    def _ascending(self) -> SegmentationSettings:
+        if self.scales[0] > self.scales[1]:
+            raise ValueError("scales: the smaller one comes first")
+        return self
 
 
 class EvaluateSettings(Settings):

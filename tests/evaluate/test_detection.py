@@ -15,7 +15,7 @@ from PIL import Image
 
 from curate.embedding import encoders
 from curate.errors import CurateError
-from curate.evaluate import dense, detection
+from curate.evaluate import dense, detection, detectors
 from curate.evaluate.boxes import Boxes, Scene
 from curate.evaluate.detection import Detections, average_precision
 from curate.settings import DetectionSettings, ImageSettings
@@ -152,6 +152,8 @@ def test_rates() -> None:
     assert rates[80:] == pytest.approx([0.01] * 10)
     assert detection.rate_at(999, 90_000) == 1.0 > detection.rate_at(998, 90_000)
     assert detection.rate_at(0, 1) == 1.0
+    halves = [detection.rate_at(step, 90, "cosine") for step in (0, 45, 90)]
+    assert halves == pytest.approx([1, 0.5, 0])
 
 
 @pytest.fixture(scope="module")
@@ -165,8 +167,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A narrower pyramid and fewer regions, for the tests' time."""
-    monkeypatch.setattr(detection, "PYRAMID_CHANNELS", 64)
-    monkeypatch.setattr(detection, "REGIONS", 32)
+    monkeypatch.setattr(detectors, "PYRAMID_CHANNELS", 64)
+    monkeypatch.setattr(detectors, "REGIONS", 32)
 
 
 def told(folder: Path, *, train: str = "boxes.json", test: str = "voc", **more: Any) -> Any:
@@ -238,6 +240,60 @@ def test_all_of_the_network_is_trained(folder: Path, monkeypatch: pytest.MonkeyP
     assert len(bodies[0]) == len(before) and same == []
 
 
+def test_as_the_authors_have_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """RetinaNet learns on features that stay as they are, to the last average of BatchNorm."""
+    settings = told(folder, preset="authors", epochs=20, learning_rate=0.001, image_px=64)
+    assert (settings.detector, settings.optimizer, settings.crop) == ("retinanet", "adam", True)
+    encoder, models = scenes.encoder(), []
+    before = encoder.module.state_dict()
+    detect = detection._detect
+
+    def look(model: Any, *rest: Any) -> list[Detections]:
+        models.append(model)
+        return detect(model, *rest)
+
+    monkeypatch.setattr(detection, "_detect", look)
+    figures = detection.detection(encoder, settings, ImageSettings(), 0, CPU)
+    assert figures["mAP50"] > 0.15
+    body = models[0].backbone.body.state_dict()
+    assert len(body) == len(before)
+    assert all(torch.equal(value, before[name]) for name, value in body.items())
+
+
+def test_a_window_holds_all_boxes() -> None:
+    boxes = np.array([[30.0, 10, 60, 20], [50, 15, 80, 40]])
+    scene = Scene("", boxes, np.zeros(2, np.int64), np.zeros(2, bool), (100, 50))
+    rng = np.random.default_rng(0)
+    windows = np.array([detection.window_around(scene, rng) for _ in range(200)]) * [
+        100,
+        50,
+        100,
+        50,
+    ]
+    assert (windows[:, :2] <= [30, 10]).all() and (windows[:, 2:] >= [80, 40]).all()
+    assert windows.min() < 1 and windows[:, 0].max() > 29 and windows[:, 2].min() < 81
+    nothing = Scene("", np.empty((0, 4)), np.empty(0, np.int64), np.empty(0, bool), (100, 50))
+    assert detection.window_around(nothing, rng).tolist() == [0, 0, 1, 1]
+
+
+def test_a_window_is_cut_with_its_boxes(tmp_path: Path) -> None:
+    uri = str(tmp_path / "a.png")
+    pixels = np.zeros((50, 100, 3), np.uint8)
+    pixels[10:30, 20:60] = 255
+    Image.fromarray(pixels).save(uri)
+    box = np.array([[20.0, 10, 60, 30]])
+    scene = Scene(uri, box, np.zeros(1, np.int64), np.zeros(1, bool), (100, 50))
+    window = np.array([0.1, 0.2, 0.7, 0.8])  # 60 × 30 px from 10, 10
+    found = detection._scaled(scene, 60, ImageSettings(), window)
+    assert found.pixels.shape == (50, 100, 3)
+    ratio = 100 / 60
+    expected = [10 * ratio, 0, 50 * ratio, 20 * ratio]
+    np.testing.assert_allclose(found.boxes.numpy(), [expected], atol=0.2)
+    left, top, right, bottom = (round(edge) for edge in expected)
+    assert (found.pixels[top + 2 : bottom - 2, left + 2 : right - 2] == 255).all()
+    assert found.pixels[:, : left - 2].max() == found.pixels[bottom + 2 :].max() == 0
+
+
 def test_a_sample_is_scaled_flipped_and_clipped(tmp_path: Path) -> None:
     uri = str(tmp_path / "a.png")
     pixels = np.zeros((50, 100, 3), np.uint8)
@@ -268,15 +324,18 @@ def test_anchors_go_by_what_the_network_sees() -> None:
     sizes = []
     for small_stem in (False, True):
         network = dense.resnet_of(scenes.encoder(small_stem=small_stem), "detection")
-        model = detection.faster_rcnn(network, 3, 96, eye)
+        model = detectors.faster_rcnn(network, 3, 96, eye)
         sizes.append(model.rpn.anchor_generator.sizes)
     assert sizes[0] == ((32,), (64,), (128,), (256,), (512,))  # the paper's
     assert sizes[1] == ((8,), (16,), (32,), (64,), (128,))
+    network = dense.resnet_of(scenes.encoder(), "detection")
+    levels = detectors.retinanet(network, 3, 96, eye).anchor_generator.sizes
+    assert levels[0] == (32, 40, 50) and [level[0] for level in levels] == [32, 64, 128, 256, 512]
 
 
 def test_deeper_networks_fit() -> None:
     network = dense.resnet_of(scenes.encoder("resnet50"), "detection")
-    model = detection.faster_rcnn(network, 3, 64, scenes.encoder().preprocessing).eval()
+    model = detectors.faster_rcnn(network, 3, 64, scenes.encoder().preprocessing).eval()
     with torch.inference_mode():
         [answer] = model([torch.zeros(3, 64, 80)])
     assert answer["boxes"].shape[1] == 4

@@ -14,6 +14,7 @@ from PIL import Image
 from curate.embedding import encoders
 from curate.errors import CurateError
 from curate.evaluate import dense, descent, segmentation
+from curate.evaluate.deeplab import DeepLab
 from curate.evaluate.masks import Masked
 from curate.evaluate.segmentation import VOID, confusion_of, intersection_over_union
 from curate.settings import ImageSettings, SegmentationSettings
@@ -76,10 +77,11 @@ def test_crops_keep_image_and_mask_together(tmp_path: Path) -> None:
     table = np.full(256, -1, np.int64)
     table[[0, 3, 7]] = [0, 1, 2]
     legend = segmentation.Legend(["ground", "a", "b"], table)
+    settings = told(tmp_path)
     seen, shares, corners = set(), [], set()
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        sample = segmentation._crop(pair, legend, 48, ImageSettings(), (11, 12, 13), rng)
+        sample = segmentation._crop(pair, legend, settings, ImageSettings(), (11, 12, 13), rng)
         assert sample.pixels.shape == (48, 48, 3) and sample.truth.shape == (48, 48)
         counted = sample.truth != VOID
         assert (sample.pixels[~counted] == (11, 12, 13)).all()
@@ -133,6 +135,49 @@ def test_it_learns_to_tell_rectangles_apart(folder: Path) -> None:
         assert figures["mean IoU"] == pytest.approx(np.mean(counted))
     assert encoders.weights_hash(encoder.module) == before
     assert not any(weight.requires_grad for weight in encoder.module.parameters())
+
+
+def test_as_the_authors_have_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepLabV3+ learns on weights that stay as they are; BatchNorm's averages alone move."""
+    settings = told(folder, preset="authors", epochs=7, learning_rate=0.1, image_px=64)
+    assert (settings.head, settings.nesterov, settings.weight_decay) == ("deeplabv3+", True, 1e-4)
+    assert settings.scales == (128 / 224, 512 / 224)
+    encoder, models = scenes.encoder(), []
+    before = {name: value.clone() for name, value in encoder.module.state_dict().items()}
+    confuse = segmentation._confusion
+
+    def look(model: Any, *rest: Any) -> Any:
+        models.append(model)
+        return confuse(model, *rest)
+
+    monkeypatch.setattr(segmentation, "_confusion", look)
+    figures = segmentation.segmentation(encoder, settings, ImageSettings(), 0, CPU)
+    assert figures["mean IoU"] > 0.4
+    after = models[0].network.state_dict()
+    moved = {name for name in before if not torch.equal(after[name], before[name])}
+    assert moved == {n for n in before if n.endswith(("mean", "var", "tracked"))}
+
+
+@pytest.mark.parametrize("small_stem", [False, True])
+def test_the_plus_head_sees_two_stages(small_stem: bool) -> None:
+    """The last map at a sixteenth, where it is not finer as it is; the first one's size comes out,
+    and both count."""
+    network = dense.resnet_of(scenes.encoder(small_stem=small_stem), "segmentation")
+    model = DeepLab(network, 3, scenes.encoder().preprocessing, plus=True).eval()
+    strides = [1, 2, 4, 8] if small_stem else [4, 8, 16, 16]
+    assert dense.strides_of(model.network) == strides
+    pixels = torch.randint(0, 256, (1, 64, 96, 3), generator=torch.Generator().manual_seed(0))
+    maps = []
+    model.head.register_forward_pre_hook(lambda _, given: maps.append(given))
+    with torch.inference_mode():
+        logits = model(pixels.to(torch.uint8))
+        assert logits.shape == (1, 3, 64 // strides[0], 96 // strides[0])
+        first, last = maps[0]
+        for changed in ((first * 2, last), (first, last * 2)):
+            assert not torch.equal(model.head(*changed), logits)
+    dilations = [m.dilation[0] for m in model.head.pyramid.modules() if hasattr(m, "dilation")]
+    wide = [12, 24, 36] if small_stem else [6, 12, 18]
+    assert [d for d in dilations if d > 1] == wide
 
 
 def test_without_learning_it_tells_nothing_apart(folder: Path) -> None:
