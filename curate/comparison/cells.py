@@ -23,7 +23,13 @@ from curate.pretraining.stage import Place, pretrain
 from curate.privacy import public_document
 from curate.runfiles.files import EncoderFiles, RunFiles, TrainingFiles
 from curate.runfiles.memo import Inputs, Memo
-from curate.settings import ArmSettings, ComparisonSettings, EncoderSettings, RunSettings
+from curate.settings import (
+    ArmSettings,
+    ComparisonSettings,
+    EncoderSettings,
+    EvaluateSettings,
+    RunSettings,
+)
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +79,15 @@ def _inputs(cell: Cell) -> Inputs:
         "encoder": settings.encoder.model_dump(
             mode="json", exclude={"pretrain"}, exclude_none=True
         ),
-        "evaluate": public_document(settings.evaluate.model_dump(mode="json")),
+        "evaluate": _measured(settings.evaluate),
     }
+
+
+def _measured(chosen: EvaluateSettings) -> Inputs:
+    """Without what protocols that do not run are told."""
+    idle = {"sgd", "finetune", "attributes", "detection", "segmentation"} - set(chosen.protocols)
+    document: Inputs = public_document(chosen.model_dump(mode="json", exclude=idle))
+    return document
 
 
 def _request(settings: RunSettings) -> Inputs:

@@ -6,6 +6,8 @@ Wu et al. 2018, arXiv:1805.01978, section 3.4, with the temperature of DINO's an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import faiss
 import numpy as np
 from numpy.typing import NDArray
@@ -27,16 +29,30 @@ def knn_predict(
     The k nearest neighbours vote with exp(similarity / temperature); of equals the first class
     wins. Raises ValueError where there are fewer than k.
     """
-    if len(train) < k:
-        raise ValueError(f"k={k} neighbours of {len(train)} images; lower k")
+    return knn_predict_each(train, train_labels, test, classes, [k], temperature)[0]
+
+
+def knn_predict_each(
+    train: NDArray[np.float32],
+    train_labels: NDArray[np.int64],
+    test: NDArray[np.float32],
+    classes: int,
+    ks: Sequence[int],
+    temperature: float = TEMPERATURE,
+) -> NDArray[np.int64]:
+    """The same for several k by one search → (K, M)."""
+    if len(train) < max(ks):
+        raise ValueError(f"k={max(ks)} neighbours of {len(train)} images; lower k")
     index = faiss.IndexFlatIP(train.shape[1])
     index.add(np.ascontiguousarray(train, np.float32))
-    predicted = np.empty(len(test), np.int64)
+    predicted = np.empty((len(ks), len(test)), np.int64)
     for start in range(0, len(test), ROWS_AT_ONCE):
         queries = np.ascontiguousarray(test[start : start + ROWS_AT_ONCE], np.float32)
-        similarity, neighbours = index.search(queries, k)  # (m, k)
+        similarity, neighbours = index.search(queries, max(ks))  # (m, k), the nearest first
         weights = np.exp(similarity.astype(np.float64) / temperature)
-        votes = np.zeros((len(queries), classes))
-        np.add.at(votes, (np.arange(len(queries))[:, None], train_labels[neighbours]), weights)
-        predicted[start : start + len(queries)] = votes.argmax(1)
+        for row, k in enumerate(ks):
+            votes = np.zeros((len(queries), classes))
+            voters = (np.arange(len(queries))[:, None], train_labels[neighbours[:, :k]])
+            np.add.at(votes, voters, weights[:, :k])
+            predicted[row, start : start + len(queries)] = votes.argmax(1)
     return predicted

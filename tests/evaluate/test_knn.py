@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.neighbors import KNeighborsClassifier
 
-from curate.evaluate import neighbours
+from curate.evaluate import knn, neighbours
+from curate.evaluate.bench import Labels
 from curate.evaluate.neighbours import TEMPERATURE, knn_predict
 
 CLASSES = 7
@@ -60,6 +61,26 @@ def test_against_the_formula_in_loops() -> None:
             for i in nearest:
                 votes[TRAIN_LABELS[i]] += math.exp(similarity[i] / 0.07)
             assert predicted == votes.index(max(votes))
+
+
+def test_several_k_by_one_search() -> None:
+    ks = [200, 1, 20]
+    got = neighbours.knn_predict_each(TRAIN, TRAIN_LABELS, TEST, CLASSES, ks)
+    assert (got == [predict(k) for k in ks]).all()
+    assert len(set(map(tuple, got.tolist()))) == 3
+
+
+def test_parts_of_a_test_set_are_all_of_it() -> None:
+    """Rows without a label, in either set, are left out."""
+    train, test = TRAIN_LABELS.copy(), TEST_LABELS.copy()
+    train[::7] = test[3::5] = -1
+    labels = Labels(train, test, [str(n) for n in range(CLASSES)])
+    parts = [(0, 64), (64, 128), (128, 150)]
+    found = [knn.predicted_of(TRAIN, TEST, labels, [5, 20], part) for part in parts]
+    known, asked = train >= 0, test >= 0
+    for row, k in enumerate((5, 20)):
+        whole = knn_predict(TRAIN[known], train[known], TEST[asked], CLASSES, k)
+        assert (np.concatenate([one[row] for one in found]) == whole).all()
 
 
 def test_a_near_neighbour_outvotes_two_far_ones() -> None:
