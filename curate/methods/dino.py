@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
@@ -25,7 +24,7 @@ from curate.methods.base import (
     follow,
     momentum_copy,
 )
-from curate.methods.ranks import world
+from curate.methods.ranks import reduced, world
 
 
 def distillation(
@@ -120,10 +119,7 @@ class DINO(Method):
     @torch.no_grad()
     def _move_center(self, seen: Tensor) -> None:
         """Equation 4, over the global batch."""
-        mean = seen.float().mean(0, keepdim=True)
-        if world() > 1:
-            dist.all_reduce(mean)
-            mean /= world()
+        mean = reduced(seen.float().mean(0, keepdim=True)) / world()
         # A new tensor: the loss's gradient does not need the old one, but autograd cannot know
         self.center = torch.lerp(mean, self.center, self.context.number("center_momentum"))
 

@@ -31,7 +31,7 @@ from curate.methods.base import (
     through_blocks,
 )
 from curate.methods.dino import Head, teacher_temperature, without_drop_path
-from curate.methods.ranks import gather, own_rows, world
+from curate.methods.ranks import gather, own_rows, reduced, world
 
 LEAST_BLOCK = 4  # patches that are masked together
 BLOCK_ASPECT = 0.3  # of a block's sides, and its inverse
@@ -47,11 +47,11 @@ def balanced(scores: Tensor, temperature: float, iterations: int) -> Tensor:
     """scores (n, K) → (n, K): rows sum to 1, columns to the same over all ranks, whose n may
     differ. Sinkhorn-Knopp, as Caron et al. 2020 have it."""
     most = scores.float().max() if len(scores) else scores.new_full((), -torch.inf).float()
-    most = _over_ranks(most, dist.ReduceOp.MAX if world() > 1 else None)
-    rows = _over_ranks(scores.new_tensor(len(scores), dtype=torch.float32))
+    most = reduced(most, dist.ReduceOp.MAX)
+    rows = reduced(scores.new_tensor(len(scores), dtype=torch.float32))
     q = torch.exp((scores.float() - most) / temperature)
     for _ in range(iterations):
-        q = q / _over_ranks(q.sum(0, keepdim=True)).clamp_min(1e-30) / q.shape[1]
+        q = q / reduced(q.sum(0, keepdim=True)).clamp_min(1e-30) / q.shape[1]
         q = q / q.sum(1, keepdim=True).clamp_min(1e-30) / rows
     return q * rows
 
@@ -252,10 +252,3 @@ def tokens_of(
     x = through_blocks(vit, vit.norm_pre(x), **({} if rope is None else {"rope": rope}))
     x = vit.norm(x)
     return x[:, 0], x[:, vit.num_prefix_tokens :]
-
-
-def _over_ranks(x: Tensor, how: Any = None) -> Tensor:
-    if world() > 1:
-        x = x.clone()
-        dist.all_reduce(x, how or dist.ReduceOp.SUM)
-    return x

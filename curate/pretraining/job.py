@@ -33,4 +33,21 @@ class Job:
     recomputed: bool = False  # activations
     trackers: tuple[str, ...] = ("tensorboard",)
     decoded_gb: float | None = None  # of decoded images, on each machine
+    workers: int = 1  # at most, of a group that is elastic
+    elastic: bool = False
     token: str = field(default_factory=lambda: uuid.uuid4().hex)  # of this start of it
+
+    def shared_by(self, workers: int) -> tuple[int, int]:
+        """How many of so many workers train, and in how many parts each works off its batch: as
+        many workers as share the batch out evenly, and parts that take no more memory than those of
+        the whole group."""
+        batch_size, least_parts = self.plan.batch_size, self.plan.accumulate or 1
+        if workers == self.workers:
+            return workers, least_parts
+        most = batch_size // self.workers // least_parts  # images that one has memory for
+        for ranks in range(workers, 0, -1):
+            own, left = divmod(batch_size, ranks)
+            for parts in range(least_parts, own // 2 + 1) if not left else ():
+                if own % parts == 0 and own // parts <= most:
+                    return ranks, parts
+        raise AssertionError("one worker can work off what each of all has, one behind the other")

@@ -27,6 +27,7 @@ from curate.settings import ResourceSettings
 
 CPU_THREADS = 4  # of a worker without a GPU; beyond that, more workers scale better
 LOADERS = 15  # processes a GPU worker decodes with, where it has the CPUs
+GROWS_EVERY_S = 300.0  # an elastic group, which goes back to its newest checkpoint for that
 
 # Ray Train runs a worker's function in a thread, whose memory glibc hands back to the kernel after
 # every step and asks for again, page by page: 13 % of the time of a step on a CPU. This keeps it.
@@ -42,6 +43,12 @@ class Placement:
     workers: int
     cpus: int  # of each
     gpu: bool
+    least: int | None = None  # workers of an elastic group; all where None
+
+    @property
+    def group(self) -> int | tuple[int, int]:
+        """As Ray Train is told it."""
+        return self.workers if self.least is None else (self.least, self.workers)
 
 
 def trainings_at_once(workers: int) -> int:
@@ -63,20 +70,26 @@ def placement_of(chosen: ResourceSettings, section: str, at_once: int = 1) -> Pl
             f"{section}.resources.use_gpu=true: the cluster has no GPU yet; set "
             f"{section}.resources.workers to how many it should scale up to"
         )
+    least = chosen.min_workers
+    workers = chosen.workers or (gpus if gpu else max(1, sum(cpus) // CPU_THREADS))
+    if least is not None and least > workers:
+        raise CurateError(
+            f"{section}.resources.min_workers={least}: the cluster has room for {workers} now; set "
+            f"{section}.resources.workers to how many it should scale up to"
+        )
     if gpu:
-        workers = chosen.workers or gpus
         per_gpu = min((int(n.get("CPU", 1) / n["GPU"]) for n in nodes if n.get("GPU")), default=1)
-        return Placement(workers, max(1, min(per_gpu, LOADERS + 1)), True)
-    workers = chosen.workers or max(1, sum(cpus) // CPU_THREADS)
-    wanted = workers * at_once
+        return Placement(workers, max(1, min(per_gpu, LOADERS + 1)), True, least)
+    wanted = (least or workers) * at_once
     if wanted > sum(cpus):
         together = f" of {at_once} trainings at once" if at_once > 1 else ""
         raise CurateError(
             f"{section}.resources.workers={workers}{together}: the cluster has {sum(cpus)} CPUs; "
             "set it to that or less"
         )
+    wanted = min(workers * at_once, sum(cpus))
     share = next(c for c in range(sum(cpus), 0, -1) if sum(n // c for n in cpus) >= wanted)
-    return Placement(workers, share, False)
+    return Placement(workers, share, False, least)
 
 
 def launch(job: Job, placement: Placement, restarts: int) -> None:
@@ -85,8 +98,9 @@ def launch(job: Job, placement: Placement, restarts: int) -> None:
     scratch = job.files.scratch
     trainer = TorchTrainer(
         partial(work, job, board),  # as a config, Ray's own controller would import it all too
-        scaling_config=ScalingConfig(
-            num_workers=placement.workers,
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # to mypy it is that of Ray Air
+            num_workers=placement.group,  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=GROWS_EVERY_S,
             use_gpu=placement.gpu,
             resources_per_worker={
                 "CPU": placement.cpus,

@@ -223,6 +223,8 @@ def _job(
         decoded_gb=chosen.resources.decoded_gb,
         compiled=chosen.resources.compile,
         recomputed=chosen.resources.checkpoint_activations,
+        workers=placement.workers,
+        elastic=placement.least is not None,
     )
 
 

@@ -20,7 +20,7 @@ from curate.embedding.encoders import Encoder, StateDict
 from curate.errors import CurateError
 from curate.methods import METHODS, Batch, Clock, Context, Method, Teacher
 from curate.methods.base import of_one_size
-from curate.methods.ranks import rank, world
+from curate.methods.ranks import group, rank, world
 from curate.pretraining.accumulate import backward_in_parts
 from curate.pretraining.adapt import plain_state, prepare, rate_shares
 from curate.pretraining.checkpoints import State
@@ -44,14 +44,17 @@ class Trainer:
         *,
         compiled: bool = False,
         recomputed: bool = False,
+        parts: int | None = None,
     ) -> None:
         """mean, std: RGB, of 0…1; the backbone's own where None. weights: of the backbone, that
         the plan begins from. teacher: of a method that needs one; is moved to the device.
-        compiled: by torch.compile. recomputed: activations are, in the backward pass.
+        compiled: by torch.compile. recomputed: activations are, in the backward pass. parts: that a
+        batch is worked off in; as the plan says where None.
 
         Raises CurateError for a backbone that cannot be built, or not for this method.
         """
         self.plan, self.device, self.section = plan, device, section
+        self.parts = parts or plan.accumulate or 1
         recipe = plan.recipe
         vit = plan.backbone.startswith("vit")
         backbone = build_backbone(
@@ -95,7 +98,9 @@ class Trainer:
         if world() == 1:
             return self.method
         # Gradients lie in the buckets that are sent: one copy of them less
-        wrapped = DistributedDataParallel(self.method, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(
+            self.method, gradient_as_bucket_view=True, process_group=group()
+        )
         # Buffers are the same on every rank, or, as BatchNorm's averages on CPU, rank 0's count.
         # As an argument this is deprecated; its successor came long after torch 2.4
         wrapped.broadcast_buffers = False
@@ -125,7 +130,7 @@ class Trainer:
             torch.manual_seed(plan.seed)
             method = METHODS[plan.method](backbone, context)
         if self.device.type == "cuda" and world() > 1:
-            method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+            method = nn.SyncBatchNorm.convert_sync_batchnorm(method, group())
         return method.to(self.device).to(memory_format=torch.channels_last)
 
     def _recompute(self) -> None:
@@ -184,14 +189,13 @@ class Trainer:
 
     def _backward(self, crops: Crops) -> tuple[Tensor, Tensor]:
         """→ the loss and the features; the gradients are in the weights."""
-        parts = self.plan.accumulate or 1
-        if parts == 1:
+        if self.parts == 1:
             batch = self.batch(crops)
             with self._drawing(0):
                 loss, features = self.wrapped(batch)
             self.scaler.scale(loss).backward()
             return loss.detach(), features
-        makers = [partial(self.batch, part) for part in parts_of(crops, parts)]
+        makers = [partial(self.batch, part) for part in parts_of(crops, self.parts)]
         ids, labels = (x.to(self.device, non_blocking=True) for x in (crops.ids, crops.labels))
         whole = Batch([], ids, labels, crops.noise)
         return backward_in_parts(

@@ -9,7 +9,6 @@ from typing import Any
 
 import ray
 import torch
-import torch.distributed as dist
 from ray.actor import ActorHandle
 from ray.train.torch import get_device
 from safetensors.torch import load as load_safetensors
@@ -21,7 +20,7 @@ from curate.dataset.decoded import SHARE, Decoded, decoded_bytes, memory_bytes, 
 from curate.dataset.training_set import TrainingSet
 from curate.embedding.encoders import rebuild
 from curate.errors import CurateError
-from curate.methods.ranks import gather, rank, world
+from curate.methods.ranks import all_processes, gather, meet, only, rank, reduced, world
 from curate.pretraining import checkpoints
 from curate.pretraining.board import Record
 from curate.pretraining.job import Job
@@ -39,14 +38,17 @@ def work(job: Job, board: ActorHandle) -> None:
     if ray.get(board.failure.remote()) is not None:
         return  # restarting cannot mend what the last try said
     try:
-        _Worker(job, board).run()
+        ranks, parts = job.shared_by(all_processes())
+        if only(ranks):
+            _Worker(job, board, parts).run()
     except CurateError as error:
         ray.get(board.fail.remote(str(error)))
         raise
 
 
 class _Worker:
-    def __init__(self, job: Job, board: ActorHandle) -> None:
+    def __init__(self, job: Job, board: ActorHandle, parts: int) -> None:
+        """parts: that each step's images are worked off in."""
         self.job, self.board = job, board
         torch.set_num_threads(job.threads)
         device = get_device()
@@ -63,6 +65,7 @@ class _Worker:
             *(job.plan, device, job.mean, job.std, job.section, weights, teacher),
             compiled=job.compiled,
             recomputed=job.recomputed,
+            parts=parts,
         )
         self.images = TrainingSet(job.data, job.cache_gb)
         # Sums since the last record: loss, deviation, steps, unreadable images in this epoch
@@ -113,8 +116,7 @@ class _Worker:
         self.saver.wait()
         if self.recorder is not None:
             self.recorder.close(self.images.index.fingerprint)
-        if world() > 1:
-            dist.barrier()
+        meet()
 
     def _batches(self) -> Any:
         job = self.job
@@ -128,6 +130,13 @@ class _Worker:
         )
         places = places_of(job.plan, self.trainer.step_number, rank(), world())
         here = ray.train.get_context().get_local_world_size()
+        if all_processes() < job.workers and rank() == 0:
+            log.warning(
+                "%s: goes on from step %d with %d of %d workers: %d train, on %d images each, in "
+                "%d parts",
+                *(job.section, self.trainer.step_number, all_processes(), job.workers, world()),
+                *(job.plan.batch_size // world(), self.trainer.parts),
+            )
         size = batch_bytes(self.trainer.shapes, job.plan.batch_size // world())
         workers, ahead = ahead_of(job.loader_workers, size, shared_memory() / here)
         if workers < job.loader_workers and rank() == 0:
@@ -153,8 +162,7 @@ class _Worker:
             return None
         path = place_for(f"curate-decoded-{job.token}", room)
         decoded = Decoded(path, len(self.images), room)
-        if world() > 1:
-            dist.barrier()
+        meet()
         path.unlink(missing_ok=True)
         if rank() == 0:
             log.info("%s: decoded images are kept, in %.1f GB", job.section, room / 1e9)
@@ -178,11 +186,7 @@ class _Worker:
         Raises CurateError where training has diverged: no record or checkpoint is made of that.
         """
         self._settle()
-        total = self.sums.clone()
-        if world() > 1:
-            on_device = total.to(self.trainer.device, torch.float64)
-            dist.all_reduce(on_device)
-            total = on_device.cpu()
+        total = reduced(self.sums.to(self.trainer.device)).cpu()
         total[:3] /= world()
         if not torch.isfinite(total[0]):
             rate = self.job.plan.recipe.optimizer.learning_rate
@@ -211,6 +215,8 @@ class _Worker:
             "seconds": self.seconds_before + time.monotonic() - self.started,
             "unreadable": int(unreadable),
         }
+        if self.job.elastic:
+            record["workers"] = world()
         self.records.append(record)
         if self.recorder is not None:
             self.recorder.add(record, epoch_ends)

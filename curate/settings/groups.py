@@ -58,6 +58,7 @@ class ResourceSettings(Settings):
     """What a training takes of the cluster."""
 
     workers: int | None = Field(None, ge=1)  # one a GPU, or one every 4 CPUs, where unset
+    min_workers: int | None = Field(None, ge=1)  # an elastic group's; always all where unset
     use_gpu: bool | None = None  # where there is one, where unset
     loader_workers: int | None = Field(None, ge=0)  # processes that decode, for each worker
     compile: bool = False  # the backbone, by torch.compile
@@ -65,6 +66,12 @@ class ResourceSettings(Settings):
     restarts: int = Field(3, ge=0)  # of all workers, after one was lost
     decoded_gb: float | None = Field(None, ge=0)  # of decoded images, in each machine's memory
     cache_gb: float | None = Field(None, ge=0)  # on each machine's disk, of a remote training set
+
+    @model_validator(mode="after")
+    def _elastic(self) -> ResourceSettings:
+        if self.min_workers is not None and self.min_workers > (self.workers or self.min_workers):
+            raise ValueError(f"min_workers={self.min_workers}: over workers={self.workers}")
+        return self
 
 
 class CheckpointSettings(Settings):

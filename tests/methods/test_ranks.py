@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.multiprocessing import spawn
 
 from curate.methods import METHODS
-from tests.methods.two_ranks import CASES, RANKS, STEPS, one_process, work
+from tests.methods.two_ranks import CASES, PROCESSES, RANKS, STEPS, one_process, work
 
 CLOSE = 1e-5  # of the largest value
 
@@ -19,7 +19,7 @@ CLOSE = 1e-5  # of the largest value
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of the two found, of all methods."""
     folder = tmp_path_factory.mktemp("ranks")
-    spawn(work, args=(str(folder),), nprocs=RANKS)
+    spawn(work, args=(str(folder),), nprocs=PROCESSES)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(RANKS)]
 
 

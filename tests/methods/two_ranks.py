@@ -1,4 +1,5 @@
-"""Two steps of every method, by one process with the whole batch or by each of two with half."""
+"""Two steps of every method, by one process with the whole batch or by each of two with half, while
+a third is there and does nothing."""
 
 from __future__ import annotations
 
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from curate.methods import Batch, Clock, Method, simclr
-from curate.methods.ranks import gather, own_rows
+from curate.methods.ranks import gather, group, only, own_rows
 from curate.pretraining.accumulate import backward_in_parts
 from curate.settings.recipe import Option
 from tests.methods.building import SIDE, build, part, random_batch
 
 RANKS = 2
+PROCESSES = 3
 IMAGES = 8  # in the global batch
 STEPS = 2
 
@@ -93,13 +95,17 @@ def one_of_two(case: str) -> dict[str, Any]:
     method = build_case(case)
     rows = own_rows(IMAGES // RANKS)
     batches = [part(batch_of(case, method, step), rows) for step in range(STEPS)]
-    return two_steps(method, DistributedDataParallel(method), batches)
+    return two_steps(method, _averaging(method), batches)
+
+
+def _averaging(method: Method) -> DistributedDataParallel:
+    return DistributedDataParallel(method, process_group=group())
 
 
 def one_of_two_in_parts(case: str) -> dict[str, Any]:
     """This rank's images in two parts, of one step."""
     method = build_case(case)
-    wrapped = DistributedDataParallel(method)
+    wrapped = _averaging(method)
     n = IMAGES // RANKS
     own = part(batch_of(case, method, 0), own_rows(n))
     method.before_step(Clock(0, 10, 5))
@@ -136,11 +142,13 @@ def gathered_twice() -> dict[str, Tensor]:
 
 
 def work(rank: int, folder: str) -> None:
-    """One of the two processes; what it found is written to the folder."""
+    """One of the processes; what those of the two ranks found is written to the folder."""
     torch.set_num_threads(1)
     init = f"file://{Path(folder) / 'init'}"
-    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=RANKS)
+    dist.init_process_group("gloo", init_method=init, rank=rank, world_size=PROCESSES)
     try:
+        if not only(RANKS):
+            return
         found: dict[str, Any] = {case: one_of_two(case) for case in CASES}
         found |= {f"{case} in parts": one_of_two_in_parts(case) for case in CASES}
         with constant_negatives():

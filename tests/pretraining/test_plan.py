@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from curate.errors import CurateError
+from curate.pretraining.job import Job
 from curate.pretraining.plan import TrainingPlan, make_plan, rescaled_epochs
 from curate.settings import EncoderSettings, OptimizerSettings, TrainingSettings, ViewSettings
 from curate.settings.recipes import RECIPES
@@ -310,3 +311,28 @@ def test_what_a_domain_has() -> None:
         assert (view.jitter_p, view.grey_p, view.blur_p, view.solarize_p) == (0, 0, 0, 0)
     one = plan_of(method="dino", views={"blur": False}).recipe.views[1]
     assert (one.blur_p, one.solarize_p, one.flip_p) == (0, 0.2, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "group", "accumulate", "there", "expected"),
+    [
+        (512, 8, None, 8, (8, 1)),
+        (512, 8, 2, 8, (8, 2)),
+        (512, 8, None, 4, (4, 2)),  # twice as many images each, one behind the other
+        (512, 8, None, 5, (4, 2)),  # four share them evenly
+        (512, 8, 2, 1, (1, 16)),
+        (12, 4, None, 3, (3, 2)),  # four images each, in parts that three are room for
+        (12, 3, None, 2, (2, 2)),
+        (14, 7, None, 2, (1, 7)),  # two would have seven each, which make no parts of two
+    ],
+)
+def test_a_smaller_group_shares_the_same_batch(
+    batch_size: int, group: int, accumulate: int | None, there: int, expected: tuple[int, int]
+) -> None:
+    """In parts that take no more memory than those of the whole group."""
+    plan = plan_of(workers=group, batch_size=batch_size, accumulate=accumulate)
+    job = Job("pretrain", plan, *[None] * 12, workers=group)  # type: ignore[arg-type]
+    ranks, parts = job.shared_by(there)
+    assert (ranks, parts) == expected
+    assert batch_size % (ranks * parts) == 0
+    assert batch_size // ranks // parts <= batch_size // group // (accumulate or 1)
