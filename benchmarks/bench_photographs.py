@@ -108,7 +108,7 @@ def decoding(
 ) -> None:
     small = sets["smaller"]
     room = decoded_bytes(small, LIMITS)
-    kept = Decoded(scratch / "decoded", len(small), room)
+    kept = Decoded(scratch / "decoded", len(small), room, LIMITS)
     readers = {
         **{name: CropDataset(images, views, LIMITS, 0, 0) for name, images in sets.items()},
         "kept decoded": CropDataset(small, views, LIMITS, 0, 0, kept),
@@ -140,7 +140,7 @@ def apart(some: torch.Tensor, others: torch.Tensor) -> float:
 
 
 def in_shared_memory(images: TrainingSet, views: list[Shape]) -> None:
-    size = batch_bytes(views, BATCH)
+    size = batch_bytes(views, BATCH, LIMITS)
     bounded = ahead_of(PROCESSES, size, shared_memory())
     print(f"a batch of {BATCH} is {size / 1e6:.0f} MB, {free() / 1e9:.1f} GB of /dev/shm are free")
     for name, (workers, ahead) in {"as it was": (PROCESSES, AHEAD), "bounded": bounded}.items():

@@ -201,8 +201,8 @@ def _encoder_rate(encoder: Encoder) -> float:
     """Images/s of one core."""
     import torch
 
-    side = encoder.preprocessing.image_px
-    pixels = np.zeros((8, side, side, 3), np.uint8)
+    seen = encoder.preprocessing
+    pixels = np.zeros((8, *seen.shape), seen.dtype)
     embedder = Embedder(encoder, "cpu", len(pixels))
     embedder(pixels[:1])
     started = time.monotonic()

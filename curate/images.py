@@ -1,4 +1,8 @@
-"""Bytes → RGB uint8, strictly: an image is decoded whole and right, or refused with a reason."""
+"""Bytes → pixels, strictly: an image is decoded whole and right, or refused with a reason.
+
+Pixels are arrays (height, width, channels): three channels of uint8, RGB, or one, grey, of uint8 or
+uint16, as `images.channels` and `images.bits` say.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +21,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from simplejpeg import decode_jpeg
 
 from curate.errors import one_line
+from curate.headers import webp_size, without_stray_bytes
 from curate.settings import ImageSettings
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -30,12 +36,9 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# A JPEG's marker may have any number of FF before it; FF 00 is none
-MARKER = re.compile(rb"\xff([^\x00\xff])", re.DOTALL)
-START_OF_SCAN = b"\xda"
-WITHOUT_LENGTH = {b"\x01", *(bytes([code]) for code in range(0xD0, 0xDA))}  # TEM, RST, SOI, EOI
 SIDEWAYS = {UPRIGHT[5], UPRIGHT[6], UPRIGHT[7], UPRIGHT[8]}  # width becomes height
 
+Pixels = NDArray[Any]  # (height, width, channels) uint8 or uint16
 # A JPEG is an array until something needs Pillow's image, which is another copy
 _Picture = Image.Image | NDArray[np.uint8]
 
@@ -46,17 +49,35 @@ PIXELS = 3
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Upright RGB uint8 → what the module takes."""
+    """Upright pixels → what the module takes."""
 
     image_px: int
     crop_fraction: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]  # of each channel, of 0…1
+    std: tuple[float, ...]
+    bits: int = 8
 
-    def pixels(self, image: EncodedImage) -> NDArray[np.uint8]:
-        """Decoded, resized and cropped: (image_px, image_px, 3). Raises Refused."""
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.image_px, self.image_px, len(self.mean)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return dtype_of(self.bits)
+
+    @property
+    def white(self) -> int:
+        """The largest value of a pixel."""
+        return (1 << self.bits) - 1
+
+    def pixels(self, image: EncodedImage) -> Pixels:
+        """Decoded, resized and cropped: (image_px, image_px, channels). Raises Refused."""
         resized_px = round(self.image_px / self.crop_fraction)
         return resize_crop(image.pixels(resized_px), self.image_px, self.crop_fraction)
+
+
+def dtype_of(bits: int) -> np.dtype[Any]:
+    return np.dtype(np.uint16 if bits == 16 else np.uint8)
 
 
 class Refused(Exception):
@@ -75,10 +96,10 @@ class EncodedImage:
         allocated)."""
         if not data:
             raise Refused("empty")
-        size = _webp_size(data)
+        size = webp_size(data)
         if size:
             _check_size(*size, limits)
-        self._data = without_stray_bytes(data)
+        self._data, self._limits = without_stray_bytes(data), limits
         with _refusing():
             self._image = Image.open(io.BytesIO(self._data), formats=FORMATS)
         self.width, self.height = self._image.size
@@ -99,7 +120,7 @@ class EncodedImage:
         return (self.height, self.width) if sideways else (self.width, self.height)
 
     def decode(self, target_px: int | None = None) -> Image.Image:
-        """The upright picture, RGB.
+        """The upright picture, RGB of 8 bits, whatever its pixels are to be: to look at.
 
         target_px: where set, a JPEG may be decoded at a half, quarter or eighth of its size
         (libjpeg's scaled DCT), as long as the shorter side stays at least twice this: resizing from
@@ -110,11 +131,13 @@ class EncodedImage:
         with _refusing():
             return _rgb(self._upright(target_px))
 
-    def pixels(self, target_px: int | None = None) -> NDArray[np.uint8]:
-        """What `decode` gives, as (height, width, 3)."""
+    def pixels(self, target_px: int | None = None) -> Pixels:
+        """The same in the channels and bits that the limits name: (height, width, channels)."""
         with _refusing():
             picture = self._upright(target_px)
-            return picture if isinstance(picture, np.ndarray) else np.asarray(_rgb(picture))
+            if self._limits.channels == 3:
+                return picture if isinstance(picture, np.ndarray) else np.asarray(_rgb(picture))
+            return _grey(picture, self._limits.bits)
 
     @cached_property
     def _whole(self) -> Image.Image:
@@ -126,7 +149,7 @@ class EncodedImage:
         return self._turned(target_px) if self._is_jpeg else self._whole
 
     def _turned(self, target_px: int | None) -> _Picture:
-        picture = _decoded(self._data, self._image, target_px)
+        picture = _decoded(self._data, self._image, target_px, self._limits.channels)
         turn = _turn(self._image)  # asked of a TIFF before its pixels, it would be forgotten
         return picture if turn is None else _image_of(picture).transpose(turn)
 
@@ -150,10 +173,8 @@ def _refusing() -> Iterator[None]:
         raise Refused(f"damaged: {reason}") from error
 
 
-def resize_crop(
-    pixels: NDArray[np.uint8], image_px: int, crop_fraction: float
-) -> NDArray[np.uint8]:
-    """(H, W, 3): shorter side to image_px / crop_fraction, centre crop → (image_px, image_px, 3).
+def resize_crop(pixels: Pixels, image_px: int, crop_fraction: float) -> Pixels:
+    """(H, W, C): shorter side to image_px / crop_fraction, centre crop → (image_px, image_px, C).
 
     Bicubic, over as many pixels of the source as one of the result stands for. The crop begins and
     ends between pixels of the source.
@@ -166,8 +187,17 @@ def resize_crop(
     top, left = (height - side) // 2, (width - side) // 2
     crop = pixels[top : top + side, left : left + side]
     if block > 1:
-        crop = np.asarray(Image.fromarray(crop).reduce(block))
+        crop = _means(crop, block)
     return _resize(crop, image_px)
+
+
+def _means(crop: Pixels, block: int) -> Pixels:
+    """Of blocks of so many pixels a side, of which the crop has whole ones."""
+    if crop.shape[2] == 3:
+        return np.asarray(Image.fromarray(crop).reduce(block))
+    height, width, channels = crop.shape
+    blocks = crop.reshape(height // block, block, width // block, block, channels)
+    return np.rint(blocks.mean((1, 3))).astype(crop.dtype)
 
 
 def load_resize() -> None:
@@ -175,17 +205,20 @@ def load_resize() -> None:
     _resize(np.zeros((1, 1, 3), np.uint8), 1)
 
 
-def _resize(square: NDArray[np.uint8], image_px: int) -> NDArray[np.uint8]:
+def _resize(square: Pixels, image_px: int) -> Pixels:
     """By torch: its resize of uint8 is the fastest of the antialiasing ones."""
     import torch  # most commands resize nothing
 
-    pixels = torch.from_numpy(np.require(square, requirements=("C", "W")))  # W: or torch warns
+    fine = square.dtype == np.uint16  # which torch resizes as floats alone
+    source = square.astype(np.float32) if fine else square
+    pixels = torch.from_numpy(np.require(source, requirements=("C", "W")))  # W: or torch warns
     # With the strides of a batch whose channels are last, the result's are too, in half the time
     batch = pixels.view(1, *square.shape).permute(0, 3, 1, 2)
     resized = torch.nn.functional.interpolate(
         batch, (image_px, image_px), mode="bicubic", antialias=True
     )
-    return resized.permute(0, 2, 3, 1).numpy()[0]
+    found: Pixels = resized.permute(0, 2, 3, 1).numpy()[0]
+    return np.rint(found.clip(0, 0xFFFF)).astype(np.uint16) if fine else found
 
 
 def _check_size(width: int, height: int, limits: ImageSettings) -> None:
@@ -195,40 +228,15 @@ def _check_size(width: int, height: int, limits: ImageSettings) -> None:
         raise Refused(f"{width}×{height} is under min_px {limits.min_px}")
 
 
-def without_stray_bytes(data: bytes) -> bytes:
-    """A JPEG without what lies between its segments, up to its first scan; anything else as it is.
-
-    libjpeg steps over such bytes, and says so in a warning, of which damage to the picture is
-    another. Which bytes these are is libjpeg's own rule (jdmarker.c, next_marker).
-    """
-    if not data.startswith(b"\xff\xd8"):
-        return data
-    kept: list[slice] = []
-    first = place = 2  # of what is kept next, and of what is looked at
-    while marker := MARKER.search(data, place):
-        if marker.start() != place:
-            kept.append(slice(first, place))
-            first = marker.start()
-        if marker[1] == START_OF_SCAN:
-            kept.append(slice(first, None))
-            break
-        place = marker.end()
-        if marker[1] not in WITHOUT_LENGTH:
-            length = int.from_bytes(data[place : place + 2], "big")
-            if length < 2:
-                return data  # damaged, which libjpeg says
-            place += length
-    else:
-        return data  # no scan, no picture
-    return data if len(kept) == 1 else b"".join([data[:2], *(data[part] for part in kept)])
-
-
 def _image_of(picture: _Picture) -> Image.Image:
-    return Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    if not isinstance(picture, np.ndarray):
+        return picture
+    return Image.fromarray(picture if picture.shape[2] == 3 else picture[..., 0])
 
 
-def _decoded(data: bytes, image: Image.Image, target_px: int | None) -> _Picture:
-    """The picture with its pixels, by a decoder that forgives no damage; an array is RGB.
+def _decoded(data: bytes, image: Image.Image, target_px: int | None, channels: int) -> _Picture:
+    """The picture with its pixels, by a decoder that forgives no damage; an array, of a JPEG, has
+    so many channels: RGB, or its luma.
 
     Pillow takes what libjpeg makes of a JPEG that ends early, and looks at no checksum of a PNG's
     pixels. BMP and uncompressed TIFF have nothing that would show a flipped bit.
@@ -236,7 +244,8 @@ def _decoded(data: bytes, image: Image.Image, target_px: int | None) -> _Picture
     if image.format in ("JPEG", "MPO"):
         if image.mode != "CMYK":
             width, height = _scaled(image.width, image.height, target_px)
-            return decode_jpeg(data, "RGB", min_height=height, min_width=width, strict=True)
+            space = "RGB" if channels == 3 else "GRAY"
+            return decode_jpeg(data, space, min_height=height, min_width=width, strict=True)
         decode_jpeg(data, "CMYK", strict=True)  # Pillow knows which of these are inverted
     if image.format == "PNG":
         Image.open(io.BytesIO(data), formats=("PNG",)).verify()
@@ -268,10 +277,7 @@ def _rgb(picture: _Picture) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise Refused("grey values beyond 16 bits")
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray((_sixteen_bits(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise Refused("floating-point pixels have no defined range")
     if image.mode in ("LAB", "HSV"):
@@ -283,26 +289,20 @@ def _rgb(picture: _Picture) -> Image.Image:
     return image.convert("RGB")
 
 
-def _webp_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height from a WebP's header; None for anything else.
+def _grey(picture: _Picture, bits: int) -> Pixels:
+    """(height, width, 1): values of so many bits, as they are where they have them."""
+    if isinstance(picture, Image.Image) and picture.mode.startswith("I"):
+        fine = _sixteen_bits(picture)[..., None]
+        return fine if bits == 16 else (fine >> 8).astype(np.uint8)
+    if isinstance(picture, np.ndarray):
+        coarse = picture
+    else:
+        coarse = np.asarray(_rgb(picture).convert("L"))[..., None]
+    return coarse.astype(np.uint16) * 0x101 if bits == 16 else coarse
 
-    Pillow's decoder allocates the canvas when it opens the file, which is too late to refuse it.
-    Source: RFC 9649, sections 2.5 to 2.7.
-    """
-    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
-        return None
-    kind = data[12:16]
-    if kind == b"VP8X":
-        return (
-            1 + int.from_bytes(data[24:27], "little"),
-            1 + int.from_bytes(data[27:30], "little"),
-        )
-    if kind == b"VP8L":
-        bits = int.from_bytes(data[21:25], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    if kind == b"VP8 ":
-        return (
-            int.from_bytes(data[26:28], "little") & 0x3FFF,
-            int.from_bytes(data[28:30], "little") & 0x3FFF,
-        )
-    return None
+
+def _sixteen_bits(image: Image.Image) -> NDArray[np.uint16]:
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        raise Refused("grey values beyond 16 bits")
+    return values.astype(np.uint16)

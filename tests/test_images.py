@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from curate.images import EncodedImage, Refused, resize_crop, without_stray_bytes
+from curate.headers import without_stray_bytes
+from curate.images import EncodedImage, Refused, resize_crop
 from curate.settings import ImageSettings
 from tests.imagery import bombs, encode, every_format, picture
 

@@ -23,6 +23,7 @@ from curate.dataset.views import (
     SATURATION,
     SOLARIZE,
 )
+from curate.embedding.tensors import WHITE, floats_of
 
 BLURRED_PX = 224  # side of the images that blurs' sigmas are of
 MOST_SIGMA = 2.0  # px, of all recipes
@@ -32,30 +33,32 @@ LUMA = (0.2989, 0.587, 0.114)
 
 
 class Augment:
-    """uint8 crops and their parameters → normalised float views, on one device."""
+    """Crops and their parameters → normalised float views, on one device."""
 
     def __init__(
         self,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
         device: torch.device,
         image_px: int,
     ) -> None:
         """image_px: side of a view of full size."""
         self.device = device
-        self.mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor(std, device=device).view(1, 3, 1, 1)
+        self.mean = torch.tensor(mean, device=device).view(1, -1, 1, 1)
+        self.std = torch.tensor(std, device=device).view(1, -1, 1, 1)
         self.blur_scale = image_px / BLURRED_PX
         self.blur_radius = max(1, math.ceil(CUT_AT * MOST_SIGMA * self.blur_scale))
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor, parameters: Tensor) -> Tensor:
-        """pixels (N, H, W, 3) uint8, parameters (N, PARAMETERS) → (N, 3, H, W), channels_last.
+        """pixels (N, H, W, C), as `tensor_of` makes them, parameters (N, PARAMETERS) →
+        (N, C, H, W), channels_last. What changes colours leaves grey images alone.
 
         The parameters stay on the CPU until here, where they choose who is changed: asking a GPU
         would mean to wait for it.
         """
-        images = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float().div_(255)
+        images = floats_of(pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2))
+        images = images.div_(WHITE[pixels.dtype])
         turn = lambda x, p: rotated(x, p[:, ROTATION])  # noqa: E731
         _change(images, parameters[:, ROTATION] != 0, turn, parameters)
         images = colour_jitter(images, parameters)
@@ -69,7 +72,7 @@ class Augment:
 
 
 def rotated(images: Tensor, angle: Tensor) -> Tensor:
-    """images (N, 3, px, px), angle (N,) in radians, against the clock; what lies beyond the edges
+    """images (N, C, px, px), angle (N,) in radians, against the clock; what lies beyond the edges
     is what they mirror."""
     cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros_like(angle)
     matrix = torch.stack([cos, -sin, zero, sin, cos, zero], 1).view(-1, 2, 3)
@@ -78,7 +81,7 @@ def rotated(images: Tensor, angle: Tensor) -> Tensor:
 
 
 def colour_jitter(images: Tensor, parameters: Tensor) -> Tensor:
-    """images (N, 3, H, W) in [0, 1]; each one's four operations in the order of its own."""
+    """images (N, C, H, W) in [0, 1]; each one's four operations in the order of its own."""
     operations = (
         (BRIGHTNESS, 1.0, brightness),
         (CONTRAST, 1.0, contrast),
@@ -120,6 +123,8 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 def hue(x: Tensor, shift: Tensor) -> Tensor:
     """Through HSV, the hue moved by `shift` turns."""
+    if x.shape[1] == 1:
+        return x
     red, green, blue = x.unbind(1)  # each (N, H, W)
     value = x.amax(1)
     spread = value - x.amin(1)
@@ -147,7 +152,7 @@ def solarize(x: Tensor, threshold: float = 0.5) -> Tensor:
 def blur(x: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """Gaussian blur, edges mirrored, of a kernel 2·radius + 1 wide.
 
-    x (N, 3, H, W), sigma (N,). Each image has a kernel of its own, so that this is no convolution
+    x (N, C, H, W), sigma (N,). Each image has a kernel of its own, so that this is no convolution
     with one; as two products with a banded matrix an image it is fast on every device.
     """
     rows = _band(sigma, x.shape[2], radius).unsqueeze(1)  # (N, 1, H, H)
@@ -169,7 +174,9 @@ def _band(sigma: Tensor, side: int, radius: int) -> Tensor:
 
 
 def _grey(x: Tensor) -> Tensor:
-    """(N, 3, H, W) → (N, 1, H, W)"""
+    """(N, C, H, W) → (N, 1, H, W)"""
+    if x.shape[1] == 1:
+        return x
     red, green, blue = x.unbind(1)
     return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue).unsqueeze(1)
 

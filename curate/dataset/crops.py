@@ -27,8 +27,9 @@ from curate.dataset.views import (
     least_px,
     scaled,
 )
+from curate.embedding.tensors import tensor_of
 from curate.errors import CurateError
-from curate.images import EncodedImage, Refused
+from curate.images import EncodedImage, Pixels, Refused, dtype_of
 from curate.settings import ImageSettings
 
 VIEWS = 1  # a stream of random numbers; 0 is that of the order
@@ -40,7 +41,7 @@ SUBSTITUTES = 100  # images tried in place of one that cannot be read
 class Crops:
     """One rank's part of a batch as it leaves the CPU."""
 
-    pixels: list[Tensor]  # one a view: (N, px, px, 3) uint8
+    pixels: list[Tensor]  # one a view: (N, px, px, C), as `tensor_of` makes them
     parameters: list[Tensor]  # one a view: (N, PARAMETERS)
     ids: Tensor  # (N,) places in the training set, of what took an unreadable image's place too
     labels: Tensor  # (N,)
@@ -100,7 +101,8 @@ class CropDataset(Dataset[Crops]):
 
     def __getitems__(self, wanted: list[tuple[int, int]]) -> Crops:
         n = len(wanted)
-        pixels = [np.empty((n, shape.px, shape.px, 3), np.uint8) for shape in self.views]
+        kind, channels = dtype_of(self.limits.bits), self.limits.channels
+        pixels = [np.empty((n, shape.px, shape.px, channels), kind) for shape in self.views]
         parameters: list[list[NDArray[np.float32]]] = [[] for _ in self.views]
         noise = np.empty((n, self.noise), np.float32)
         ids = np.empty(n, np.int64)
@@ -113,7 +115,7 @@ class CropDataset(Dataset[Crops]):
                 parameters[view].append(draw_parameters(rng, shape.view))
             noise[row] = rng.random(self.noise, np.float32)
         return Crops(
-            [torch.from_numpy(x) for x in pixels],
+            [tensor_of(x) for x in pixels],
             [torch.from_numpy(np.stack(x)) for x in parameters],
             torch.from_numpy(ids),
             torch.from_numpy(self.images.labels[ids]),
@@ -123,7 +125,7 @@ class CropDataset(Dataset[Crops]):
 
     def _readable(
         self, place: int, rng: np.random.Generator, unreadable: list[int]
-    ) -> tuple[int, list[NDArray[np.uint8]]]:
+    ) -> tuple[int, list[Pixels]]:
         """An image's crops, or those of the next one that can be read, with its place."""
         for further in range(min(SUBSTITUTES, len(self.images))):
             substitute = (place + further) % len(self.images)
@@ -137,41 +139,40 @@ class CropDataset(Dataset[Crops]):
             "cannot be decoded"
         )
 
-    def _crops(self, place: int, rng: np.random.Generator) -> list[NDArray[np.uint8]]:
+    def _crops(self, place: int, rng: np.random.Generator) -> list[Pixels]:
         if self.decoded is not None:
             return self._crops_of(self._pixels(place, self.decoded), rng)
         image = EncodedImage(self.images.image(place), self.limits)
         boxes = self._boxes(rng, image.size)
         # The crops say how small it may be decoded
         wanted_px = least_px(boxes, [shape.px for shape in self.views], min(image.size))
-        rgb = np.asarray(image.decode(wanted_px))
-        size = (rgb.shape[1], rgb.shape[0])
+        pixels = image.pixels(wanted_px)
+        size = (pixels.shape[1], pixels.shape[0])
         return [
-            crop(rgb, scaled(box, image.size, size), shape)
+            crop(pixels, scaled(box, image.size, size), shape)
             for box, shape in zip(boxes, self.views, strict=True)
         ]
 
-    def _crops_of(
-        self, rgb: NDArray[np.uint8], rng: np.random.Generator
-    ) -> list[NDArray[np.uint8]]:
-        boxes = self._boxes(rng, (rgb.shape[1], rgb.shape[0]))
-        return [crop(rgb, box, shape) for box, shape in zip(boxes, self.views, strict=True)]
+    def _crops_of(self, pixels: Pixels, rng: np.random.Generator) -> list[Pixels]:
+        boxes = self._boxes(rng, (pixels.shape[1], pixels.shape[0]))
+        return [crop(pixels, box, shape) for box, shape in zip(boxes, self.views, strict=True)]
 
     def _boxes(self, rng: np.random.Generator, size: tuple[int, int]) -> list[Box]:
         return [draw_box(rng, shape.view, *size) for shape in self.views]
 
-    def _pixels(self, place: int, decoded: Decoded) -> NDArray[np.uint8]:
+    def _pixels(self, place: int, decoded: Decoded) -> Pixels:
         found = decoded.get(place)
         if found is None:
             image = EncodedImage(self.images.image(place), self.limits)
-            found = np.asarray(image.decode())
+            found = image.pixels()
             decoded.put(place, found)
         return found
 
 
-def batch_bytes(shapes: list[Shape], images: int) -> int:
+def batch_bytes(shapes: list[Shape], images: int, limits: ImageSettings) -> int:
     """Of so many images' views, as they pass from a process that decodes."""
-    return images * sum(3 * shape.px**2 * shape.view.count for shape in shapes)
+    a_pixel = limits.channels * limits.bits // 8
+    return images * a_pixel * sum(shape.px**2 * shape.view.count for shape in shapes)
 
 
 def shared_memory() -> float:

@@ -16,10 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from curate.dataset.training_set import TrainingSet
-from curate.images import EncodedImage, Refused
+from curate.images import EncodedImage, Pixels, Refused, dtype_of
 from curate.settings import ImageSettings
 
 SAMPLED = 64  # images, by whose size that of all is reckoned
@@ -28,7 +27,7 @@ SHARE = 0.25  # of a machine's memory, that its images may take
 
 
 class Decoded:
-    def __init__(self, path: Path, images: int, room: int) -> None:
+    def __init__(self, path: Path, images: int, room: int, limits: ImageSettings) -> None:
         """The file at `path`, made by whoever comes first, for so many images of `room` bytes in
         all. Once all who are to share it have it open it may be removed: it lasts as long as they
         do."""
@@ -40,24 +39,28 @@ class Decoded:
         self.end = numbers[:1]  # bytes that are given away
         self.places = numbers[1:].reshape(images, 3)  # 1 + where the pixels begin, height, width
         self.pixels = np.frombuffer(self.map, np.uint8, room, table)
+        self.kind, self.channels = dtype_of(limits.bits), limits.channels
 
-    def get(self, place: int) -> NDArray[np.uint8] | None:
-        """(height, width, 3), not to be written to; None where it is not there."""
+    def get(self, place: int) -> Pixels | None:
+        """(height, width, C), not to be written to; None where it is not there."""
         start, height, width = self.places[place].tolist()
         if not start:
             return None
-        found = self.pixels[start - 1 : start - 1 + 3 * height * width].reshape(height, width, 3)
+        size = height * width * self.channels * self.kind.itemsize
+        stored = self.pixels[start - 1 : start - 1 + size]
+        found: Pixels = stored.view(self.kind).reshape(height, width, self.channels)
         found.flags.writeable = False
         return found
 
-    def put(self, place: int, pixels: NDArray[np.uint8]) -> None:
+    def put(self, place: int, pixels: Pixels) -> None:
         """Nothing where there is no room."""
+        stored = np.ascontiguousarray(pixels).view(np.uint8).reshape(-1)
         with self._alone():
             start = int(self.end[0])
-            if self.places[place, 0] or start + pixels.size > len(self.pixels):
+            if self.places[place, 0] or start + stored.size > len(self.pixels):
                 return
-            self.end[0] = start + pixels.size
-        self.pixels[start : start + pixels.size] = pixels.reshape(-1)
+            self.end[0] = start + stored.size
+        self.pixels[start : start + stored.size] = stored
         with self._alone():  # and so after the pixels, to whoever reads
             self.places[place] = start + 1, *pixels.shape[:2]
 
@@ -91,7 +94,7 @@ def decoded_bytes(images: TrainingSet, limits: ImageSettings) -> int:
             width, height = EncodedImage(images.image(place), limits).size
         except Refused:
             continue
-        sizes.append(3 * width * height)
+        sizes.append(width * height * limits.channels * limits.bits // 8)
     return int(SPARE * len(images) * np.mean(sizes)) if sizes else 0
 
 

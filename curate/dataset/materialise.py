@@ -38,11 +38,15 @@ def request(
     settings: RunSettings, data: list[str], sample: int | None = None, side_px: int | None = None
 ) -> Inputs:
     """What a training set is to be made from: equal requests give equal sets."""
-    return _request(data, _asked(settings, data, sample), side_px)
+    return _request(settings, data, _asked(settings, data, sample), side_px)
 
 
-def _request(data: list[str], asked: list[Asked], side_px: int | None = None) -> Inputs:
+def _request(
+    settings: RunSettings, data: list[str], asked: list[Asked], side_px: int | None = None
+) -> Inputs:
     made_from: Inputs = {} if side_px is None else {"side_px": side_px}
+    if side_px is not None and settings.images.channels != 3:
+        made_from |= {"channels": settings.images.channels, "bits": settings.images.bits}
     for name, one in zip(data, asked, strict=True):
         dumps = [public_document(source.model_dump(mode="json")) for source in one.sources]
         made_from[name] = one.digest or (dumps if name == "open" else dumps[0])
@@ -76,7 +80,7 @@ def training_images(
     some of them cannot be read now: running again goes on with these.
     """
     asked = _asked(settings, data, sample)
-    return _materialise(settings, _request(data, asked, side_px), asked, folder, side_px)
+    return _materialise(settings, _request(settings, data, asked, side_px), asked, folder, side_px)
 
 
 def labelled_images(settings: RunSettings, source: SourceSettings, folder: str) -> Index:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from curate.images import Pixels
 from curate.settings.recipe import View
 
 ASPECT = (3 / 4, 4 / 3)  # of crops, as in all the methods' sources
@@ -102,15 +103,24 @@ def draw_parameters(rng: np.random.Generator, view: View) -> NDArray[np.float32]
     return row
 
 
-def crop(rgb: NDArray[np.uint8], box: Box, shape: Shape) -> NDArray[np.uint8]:
-    """rgb (H, W, 3): cut, resize with antialiasing, flip and turn → (px, px, 3) uint8."""
-    part = rgb[box.top : box.top + box.height, box.left : box.left + box.width]
+def crop(image: Pixels, box: Box, shape: Shape) -> Pixels:
+    """image (H, W, C): cut, resize with antialiasing, flip and turn → (px, px, C) of the same."""
+    part = image[box.top : box.top + box.height, box.left : box.left + box.width]
     filter_ = Image.Resampling.BICUBIC if shape.view.bicubic else Image.Resampling.BILINEAR
-    whole = Image.fromarray(np.ascontiguousarray(part))
-    cut = whole.resize((shape.px, shape.px), filter_)
-    pixels = np.asarray(cut)
+    pixels = resized(part, (shape.px, shape.px), filter_)
     pixels = pixels[:: -1 if box.upside_down else 1, :: -1 if box.flip else 1]
     return np.rot90(pixels, box.turns)
+
+
+def resized(image: Pixels, size: tuple[int, int], how: Image.Resampling) -> Pixels:
+    """(H, W, C) → (height, width, C) by Pillow; size: width and height."""
+    if image.shape[2] == 3:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, how))
+    grey = np.ascontiguousarray(image[..., 0])
+    if grey.dtype == np.uint8:
+        return np.asarray(Image.fromarray(grey).resize(size, how))[..., None]
+    fine = np.asarray(Image.fromarray(grey.astype(np.float32)).resize(size, how))
+    return np.rint(fine.clip(0, 0xFFFF)).astype(np.uint16)[..., None]
 
 
 def scaled(box: Box, from_size: tuple[int, int], to_size: tuple[int, int]) -> Box:

@@ -20,6 +20,7 @@ from curate.embedding.embedder import Embedder
 from curate.embedding.encoders import rebuild
 from curate.embedding.parts import pixels_of
 from curate.errors import CurateError
+from curate.images import Pixels
 from curate.runfiles import shards
 from curate.runfiles.files import EmbeddingFiles
 from curate.runfiles.shards import Reject
@@ -56,7 +57,7 @@ class EmbedParts:
     ) -> None:
         gpu = bool(ray.get_gpu_ids())
         encoder = rebuild(settings, weights_uri)
-        self.side = settings.image_px
+        self.seen = encoder.preprocessing
         self.embedder = Embedder(encoder, "cuda" if gpu else "cpu", batch_size)
         self.width = encoder.feature_dim
         self.files = files
@@ -82,7 +83,7 @@ class EmbedParts:
         refused = pa.ipc.open_stream(row["rejects"].as_py()).read_all().to_pylist()
         rejects = [Reject(**one) for one in refused]
         seen = len(images) + len(rejects)
-        embeddings, waited, computed = self._computed(pixels_of(part, self.side))
+        embeddings, waited, computed = self._computed(pixels_of(part, self.seen))
         begun = time.monotonic()
         good = np.isfinite(embeddings).all(axis=1)
         if not good.all():
@@ -109,8 +110,8 @@ class EmbedParts:
             ),
         }
 
-    def _computed(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float16], float, float]:
-        """pixels (N, H, W, 3) → (N, D); seconds that the device waited before, and worked."""
+    def _computed(self, pixels: Pixels) -> tuple[NDArray[np.float16], float, float]:
+        """pixels (N, H, W, C) → (N, D); seconds that the device waited before, and worked."""
         if not len(pixels):
             return np.empty((0, self.width), np.float16), 0.0, 0.0
 

@@ -22,11 +22,11 @@ TESTED = (
 
 @dataclass(frozen=True)
 class Backbone:
-    module: nn.Module  # (N, 3, px, px) → (N, feature_dim)
+    module: nn.Module  # (N, channels, px, px) → (N, feature_dim)
     feature_dim: int
     patch_px: int  # of a vision transformer; 1 for others
-    mean: tuple[float, float, float]  # RGB, of 0…1
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]  # of each channel, of 0…1
+    std: tuple[float, ...]
 
 
 def build_backbone(
@@ -39,6 +39,7 @@ def build_backbone(
     drop_path: float = 0.0,
     any_px: bool = False,
     pool: str | None = None,
+    channels: int = 3,
     section: str = "encoder",
     pretrained_key: str = "pretrained=true",
 ) -> Backbone:
@@ -47,21 +48,21 @@ def build_backbone(
     small_stem: see `with_small_stem`; drop_path: the rate of stochastic depth; any_px: a vision
     transformer interpolates its positions for images of other sizes; pool: its features are those
     of the class token, `token`, or the mean of its `patches`, and the model's own choice where
-    None; section, pretrained_key: of the config, named in errors.
+    None; channels: of images; for 1, pretrained weights of colours are summed up; section,
+    pretrained_key: of the config, named in errors.
 
     Raises CurateError for an unknown name, an image size that it cannot take, or weights that
     cannot be had.
     """
     _check_name(name, section)
-    defaults = timm.get_pretrained_cfg(name)
-    more: dict[str, Any] = {}
-    if defaults and defaults.fixed_input_size:
-        more = {"img_size": image_px} | ({"dynamic_img_size": True} if any_px else {})
+    more = _sized(name, image_px, any_px)
     if pool is not None:
         if not is_model_in_modules(name.split(".")[0], ["vision_transformer"]):
             raise CurateError(f"{section}.pool={pool}: for vision transformers only; leave it out")
         # Without a norm of its own, so that the weights are the same
         more |= {"global_pool": {"token": "token", "patches": "avg"}[pool], "fc_norm": False}
+    if channels != 3:
+        more["in_chans"] = channels
     if drop_path:
         more["drop_path_rate"] = drop_path
     try:
@@ -73,7 +74,7 @@ def build_backbone(
         patch_px = _patch_px(module)
         if image_px % patch_px:
             raise AssertionError(f"not a multiple of its patches of {patch_px} px")
-        feature_dim = _feature_dim(module, image_px)
+        feature_dim = _feature_dim(module, image_px, channels)
     except AssertionError as error:
         raise CurateError(
             f"{section}.image_px={image_px}: {name} cannot take it: {one_line(error)}"
@@ -86,7 +87,21 @@ def build_backbone(
             f"{section}.{what}: {type(error).__name__}: {one_line(error, 200)}"
         ) from error
     config = cast("dict[str, Any]", module.pretrained_cfg)
-    return Backbone(module, feature_dim, patch_px, config["mean"], config["std"])
+    mean, std = (_of_channels(config[name], channels) for name in ("mean", "std"))
+    return Backbone(module, feature_dim, patch_px, mean, std)
+
+
+def _of_channels(colours: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Of grey images their mean, as timm has it."""
+    return colours if channels == len(colours) else (sum(colours) / len(colours),) * channels
+
+
+def _sized(name: str, image_px: int, any_px: bool) -> dict[str, Any]:
+    """What a network of one size of image is told."""
+    defaults = timm.get_pretrained_cfg(name)
+    if not (defaults and defaults.fixed_input_size):
+        return {}
+    return {"img_size": image_px} | ({"dynamic_img_size": True} if any_px else {})
 
 
 def _check_name(name: str, section: str) -> None:
@@ -113,7 +128,7 @@ def with_small_stem(module: nn.Module) -> nn.Module:
     first = getattr(module, "conv1", None)
     if not isinstance(first, nn.Conv2d) or not hasattr(module, "maxpool"):
         raise CurateError("small_stem=true: for ResNets and EfficientNets only; leave it out")
-    conv = nn.Conv2d(3, first.out_channels, 3, stride=1, padding=1, bias=False)
+    conv = nn.Conv2d(first.in_channels, first.out_channels, 3, stride=1, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     module.conv1 = conv
     module.maxpool = nn.Identity()
@@ -126,9 +141,9 @@ def _patch_px(module: nn.Module) -> int:
 
 
 @torch.inference_mode()
-def _feature_dim(module: nn.Module, px: int) -> int:
+def _feature_dim(module: nn.Module, px: int, channels: int) -> int:
     training = module.training
-    features = module.eval()(torch.zeros(1, 3, px, px))
+    features = module.eval()(torch.zeros(1, channels, px, px))
     module.train(training)
     if features.ndim != 2:
         raise AssertionError(f"its features have shape {tuple(features.shape)}, not (N, D)")

@@ -1,4 +1,4 @@
-"""An encoder at work: uint8 images → unit embeddings, on the CPU or a GPU."""
+"""An encoder at work: images → unit embeddings, on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from curate.embedding.encoders import Encoder
+from curate.embedding.tensors import floats_of, tensor_of, torch_sees
 from curate.errors import CurateError
+from curate.images import Pixels
 
 
 class Embedder:
-    """An encoder on its device: uint8 images → unit embeddings.
+    """An encoder on its device: images → unit embeddings.
 
     Float32 on CPU; bf16 autocast on a GPU. Both in channels_last, which is what their convolution
     kernels want.
@@ -33,18 +35,18 @@ class Embedder:
         mean = torch.tensor(encoder.preprocessing.mean, device=self.device)
         std = torch.tensor(encoder.preprocessing.std, device=self.device)
         # (x/255 - mean) / std as one multiplication and one addition
-        self.scale = (1 / (255 * std)).view(1, 3, 1, 1)
-        self.shift = (-mean / std).view(1, 3, 1, 1)
+        self.scale = (1 / (encoder.preprocessing.white * std)).view(1, -1, 1, 1)
+        self.shift = (-mean / std).view(1, -1, 1, 1)
         self.upload = _Upload(self.device) if self.device.type == "cuda" else _copied
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float16]:
-        """pixels (N, H, W, 3) → (N, D) float16 rows of unit norm, of NaN where there is none.
+    def __call__(self, pixels: Pixels) -> NDArray[np.float16]:
+        """pixels (N, H, W, C) → (N, D) float16 rows of unit norm, of NaN where there is none.
 
         Out of GPU memory halves the batch, for good, down to a single image.
         """
         return self.start(pixels)()
 
-    def start(self, pixels: NDArray[np.uint8]) -> Callable[[], NDArray[np.float16]]:
+    def start(self, pixels: Pixels) -> Callable[[], NDArray[np.float16]]:
         """As a call, but a GPU is not waited for: what is returned does, in any thread. The next
         images can be on their way meanwhile. Of at least one image."""
         rows: list[Tensor] = []
@@ -66,8 +68,8 @@ class Embedder:
 
     @torch.inference_mode()
     def _forward(self, batch: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 → (N, D) float16."""
-        batch = batch.permute(0, 3, 1, 2).float()  # (N, 3, H, W), channels_last as it lies
+        """(N, H, W, C) integers → (N, D) float16."""
+        batch = floats_of(batch.permute(0, 3, 1, 2))  # (N, C, H, W), channels_last as it lies
         batch = batch.mul_(self.scale).add_(self.shift)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             features = self.module(batch)
@@ -78,9 +80,9 @@ class Embedder:
         return torch.where(alive, features / norms, torch.nan).half()
 
 
-def _copied(pixels: NDArray[np.uint8]) -> Tensor:
+def _copied(pixels: Pixels) -> Tensor:
     """What Ray hands out is read-only, and torch has no such tensors."""
-    return torch.from_numpy(pixels.copy())
+    return tensor_of(pixels.copy())
 
 
 class _Upload:
@@ -93,11 +95,13 @@ class _Upload:
         empty = torch.empty(0, dtype=torch.uint8)
         self.buffers = [(empty, torch.cuda.Event()) for _ in range(2)]
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> Tensor:
+    def __call__(self, pixels: Pixels) -> Tensor:
+        pixels = torch_sees(pixels)
         buffer, copied = self.buffers.pop(0)
         copied.synchronize()
         if buffer.shape[1:] != pixels.shape[1:] or len(buffer) < len(pixels):
-            buffer = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
+            kind = torch.uint8 if pixels.dtype == np.uint8 else torch.int16
+            buffer = torch.empty(pixels.shape, dtype=kind, pin_memory=True)
         self.buffers.append((buffer, copied))
         staged = buffer[: len(pixels)]
         np.copyto(staged.numpy(), pixels)

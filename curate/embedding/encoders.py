@@ -20,14 +20,14 @@ from curate.embedding.backbones import build_backbone
 from curate.errors import CurateError, one_line
 from curate.images import Preprocessing
 from curate.runfiles.files import EncoderFiles, RunFiles
-from curate.settings import EncoderSettings
+from curate.settings import EncoderSettings, ImageSettings
 
 StateDict = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Encoder:
-    module: nn.Module  # (N, 3, image_px, image_px) float → (N, feature_dim)
+    module: nn.Module  # (N, channels, image_px, image_px) float → (N, feature_dim)
     feature_dim: int
     preprocessing: Preprocessing
 
@@ -46,8 +46,10 @@ class Card:
     image_px: int | None = None
     feature_dim: int | None = None
     crop_fraction: float | None = None  # by which its images were looked at
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    channels: int | None = None  # 3, of 8 bits, where not said
+    bits: int | None = None
     method: str | None = None
     preset: str | None = None
     epochs: int | None = None
@@ -122,7 +124,7 @@ def described(place: str, otherwise: EncoderSettings) -> EncoderSettings:
     own = {"checkpoint": place, "pretrained": False, "pretrain": None, "pool": None}
     card = Card.read(EncoderFiles(place))
     if card is not None:
-        named = ("backbone", "small_stem", "image_px", "mean", "std")
+        named = ("backbone", "small_stem", "image_px", "mean", "std", "channels", "bits")
         own |= {n: getattr(card, n) for n in named if getattr(card, n) is not None}
     return EncoderSettings.model_validate(otherwise.model_dump() | own)
 
@@ -151,6 +153,7 @@ def _architecture(settings: EncoderSettings, keys: Keys = KEYS, *, pretrained: b
         pretrained=pretrained,
         small_stem=settings.small_stem,
         pool=settings.pool,
+        channels=settings.channels or 3,
         section=keys.section,
         pretrained_key=keys.pretrained,
     )
@@ -162,6 +165,7 @@ def _architecture(settings: EncoderSettings, keys: Keys = KEYS, *, pretrained: b
             settings.crop_fraction,
             settings.mean or backbone.mean,
             settings.std or backbone.std,
+            settings.bits or 8,
         ),
     )
 
@@ -240,6 +244,18 @@ def _check_card(files: EncoderFiles, settings: EncoderSettings, section: str) ->
         mine, its = getattr(settings, name), getattr(card, name, None)
         if its is not None and its != mine:
             raise CurateError(f"{section}.{name}={mine}: {files.card} says {its}; use that")
+    for name, usual in (("channels", 3), ("bits", 8)):
+        mine, its = getattr(settings, name) or usual, getattr(card, name, None) or usual
+        if card is not None and its != mine:
+            raise CurateError(f"images.{name}={mine}: {files.card} says {its}; use that")
+
+
+def check_images(settings: EncoderSettings, images: ImageSettings, place: str) -> None:
+    """Raises CurateError for an encoder, at a place, of other images than are made."""
+    for name, usual in (("channels", 3), ("bits", 8)):
+        mine, its = getattr(images, name), getattr(settings, name) or usual
+        if mine != its:
+            raise CurateError(f"images.{name}={mine}: the encoder at {place} sees {its}; use that")
 
 
 def _flatten(value: Any, prefix: str = "") -> StateDict:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -18,11 +19,10 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import ray
-from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
 from curate.embedding.careful import OUT_OF_MEMORY, Bounds, Careful, at_most
-from curate.images import EncodedImage, Preprocessing, Refused, load_resize
+from curate.images import EncodedImage, Pixels, Preprocessing, Refused, load_resize
 from curate.privacy import public
 from curate.runfiles import plan, shards
 from curate.runfiles.files import PlanFiles
@@ -56,8 +56,8 @@ def read_parts(batch: pa.Table, reading: Reading, watch: ActorHandle) -> Iterato
     that cannot be read ends in a part that says so, with nothing in it."""
     _keep_memory()
     load_resize()  # seconds, which are no image's
-    side = reading.preprocessing.image_px
-    capacity = max(1, PART_BYTES // (side * side * 3))
+    seen = reading.preprocessing
+    capacity = max(1, PART_BYTES // (math.prod(seen.shape) * seen.dtype.itemsize))
     held = 0.0  # seconds since the part before was ready, that nobody took it
     for planned in plan.from_table(batch, reading.plan):
         try:
@@ -67,7 +67,7 @@ def read_parts(batch: pa.Table, reading: Reading, watch: ActorHandle) -> Iterato
                 yield table
                 held = time.monotonic() - ready
         except (Unavailable, Changed) as error:
-            part = _Part(planned, 0, capacity, side)
+            part = _Part(planned, 0, capacity, seen)
             part.trouble, part.again = str(error), isinstance(error, Unavailable)
             yield part.to_table(0.0)
         except MemoryError:  # as where the system is not asked but kills
@@ -90,13 +90,13 @@ def _parts_of(
 ) -> Iterator[_Part]:
     """Raises as `read_unit` does."""
     source, unit = reading.sources[planned.set, planned.source], planned.unit
-    side, limits = reading.preprocessing.image_px, reading.images
+    seen, limits = reading.preprocessing, reading.images
     deaths = cast("int", ray.get(watch.begun.remote(unit.digest)))
     if deaths > MOST_DEATHS:
         raise Unavailable(f"{unit.uri}: its reader died {deaths} times, of no image by itself")
     careful = Careful(source, unit, limits, reading.preprocessing, reading.bounds)
     deadly, fatal = careful.deadly() if deaths > 1 else ({}, None)
-    part = _Part(planned, 0, capacity, side)
+    part = _Part(planned, 0, capacity, seen)
     if fatal is None:
         items = read_unit(source, unit, limits.max_bytes, last_attempt=reading.last_attempt)
     else:
@@ -104,7 +104,7 @@ def _parts_of(
     for place, item in enumerate(items):
         if part.full:
             yield part
-            part = _Part(planned, part.number + 1, capacity, side)
+            part = _Part(planned, part.number + 1, capacity, seen)
         if place in deadly:
             item = replace(item, data=None, error=deadly[place])
         with at_most(reading.bounds.seconds):
@@ -132,7 +132,9 @@ def _decode_into(
 class _Part:
     """Images of one unit on their way to an actor: at most `capacity` of them."""
 
-    def __init__(self, planned: PlannedUnit, number: int, capacity: int, side: int) -> None:
+    def __init__(
+        self, planned: PlannedUnit, number: int, capacity: int, seen: Preprocessing
+    ) -> None:
         self.planned, self.number = planned, number
         self.capacity = capacity
         self.started = time.monotonic()
@@ -141,7 +143,7 @@ class _Part:
         self.trouble: str | None = None  # why the unit could not be read to its end, this time
         self.again = False  # whether that may pass
         # Memory that is never written to is never there
-        self.pixels = np.empty((capacity, side, side, 3), np.uint8)
+        self.pixels = np.empty((capacity, *seen.shape), seen.dtype)
         self.images: list[_Image] = []
         self.rejects: list[Reject] = []
 
@@ -149,9 +151,7 @@ class _Part:
     def full(self) -> bool:
         return len(self.images) + len(self.rejects) >= self.capacity
 
-    def add(
-        self, item: Item, width: int, height: int, sha256: str, pixels: NDArray[np.uint8]
-    ) -> None:
+    def add(self, item: Item, width: int, height: int, sha256: str, pixels: Pixels) -> None:
         self.pixels[len(self.images)] = pixels
         names = (public(item.key), public(item.uri))
         known = (*names, item.offset, item.size, item.row, item.label)
@@ -187,19 +187,19 @@ def _image_table(images: list[_Image]) -> pa.Table:
     return pa.Table.from_arrays(typed, schema=shards.IMAGE_SCHEMA)
 
 
-def _one_binary(pixels: NDArray[np.uint8]) -> pa.Array:
+def _one_binary(pixels: Pixels) -> pa.Array:
     """A column of one row that holds the array's bytes, without copying them."""
     ends = pa.py_buffer(np.array([0, pixels.nbytes], np.int64))
     return pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(pixels)])
 
 
-def pixels_of(part: pa.Table, side: int) -> NDArray[np.uint8]:
-    """(N, side, side, 3) of a table of one part, where they lie: as an Arrow scalar they would be
+def pixels_of(part: pa.Table, seen: Preprocessing) -> Pixels:
+    """(N, side, side, C) of a table of one part, where they lie: as an Arrow scalar they would be
     copied."""
     [column] = part.column("pixels").chunks
     _, ends, data = column.buffers()
     first, last = np.frombuffer(ends, np.int64)[column.offset : column.offset + 2]
-    return np.frombuffer(data, np.uint8)[first:last].reshape(-1, side, side, 3)
+    return np.frombuffer(data, np.uint8)[first:last].view(seen.dtype).reshape(-1, *seen.shape)
 
 
 def _to_ipc(table: pa.Table) -> bytes:

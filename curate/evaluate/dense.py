@@ -38,6 +38,11 @@ def resnet_of(encoder: Encoder, protocol: str, trained: str = "trained") -> ResN
             f"{type(encoder.module).__name__}; leave {protocol} out, "
             "or pretrain a ResNet, such as encoder.backbone=resnet50"
         )
+    if len(encoder.preprocessing.mean) != 3:
+        raise CurateError(
+            f"evaluate.protocols: {protocol} is of colour images, and images.channels=1; leave "
+            f"{protocol} out"
+        )
     # What embedded images before may have been frozen
     return copy.deepcopy(encoder.module).cpu().requires_grad_(trained == "trained")
 

@@ -9,14 +9,14 @@ from torch import nn
 
 from curate.dataset.training_set import TrainingSet
 from curate.embedding import encoders
+from curate.embedding.tensors import floats_of, tensor_of
 from curate.evaluate.bench import Bench, device_here
 from curate.evaluate.loading import loaded
-from curate.images import EncodedImage, Preprocessing, Refused
+from curate.images import EncodedImage, Pixels, Preprocessing, Refused
 from curate.settings import ImageSettings
 
 BATCH = 256
 LEAST_BATCHES = 2  # of a task, which has an encoder to build first
-GREY = 128  # of what stands for an image that cannot be decoded
 
 
 def parts_of(images: int, at_once: int) -> list[tuple[int, int]]:
@@ -59,10 +59,10 @@ def features_of(
     decoders: threads that decode ahead of the module, 0 between batches;
     unit: rows of length one, else as the module gives them.
     """
-    mean = torch.tensor(preprocessing.mean, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(preprocessing.std, device=device).view(1, 3, 1, 1)
+    mean = torch.tensor(preprocessing.mean, device=device).view(1, -1, 1, 1)
+    std = torch.tensor(preprocessing.std, device=device).view(1, -1, 1, 1)
 
-    def centre(row: int) -> NDArray[np.uint8]:
+    def centre(row: int) -> Pixels:
         return _centre(images.image(row), preprocessing, limits)
 
     batches = (rows[start : start + BATCH].tolist() for start in range(0, len(rows), BATCH))
@@ -70,7 +70,8 @@ def features_of(
     module.eval()
     found = []
     for crops in loaded(centre, batches, decoders):
-        pixels = torch.from_numpy(np.stack(crops)).to(device).permute(0, 3, 1, 2).float() / 255
+        pixels = floats_of(tensor_of(np.stack(crops)).to(device).permute(0, 3, 1, 2))
+        pixels /= preprocessing.white
         batch = ((pixels - mean) / std).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             features = module(batch).float()
@@ -81,9 +82,8 @@ def features_of(
     return np.concatenate(found)
 
 
-def _centre(data: bytes, preprocessing: Preprocessing, limits: ImageSettings) -> NDArray[np.uint8]:
+def _centre(data: bytes, preprocessing: Preprocessing, limits: ImageSettings) -> Pixels:
     try:
         return preprocessing.pixels(EncodedImage(data, limits))
     except Refused:
-        px = preprocessing.image_px
-        return np.full((px, px, 3), GREY, np.uint8)
+        return np.full(preprocessing.shape, preprocessing.white // 2 + 1, preprocessing.dtype)

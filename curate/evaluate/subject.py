@@ -85,8 +85,10 @@ class Subject:
 
     @cached_property
     def bench(self) -> Bench:
+        encoder = encoders.described(self.encoder_uri, self.settings.encoder)
+        encoders.check_images(encoder, self.settings.images, self.encoder_uri)
         return Bench(
-            encoders.described(self.encoder_uri, self.settings.encoder),
+            encoder,
             self.settings.images,
             EvaluationFiles(self.folder).labelled("train"),
             EvaluationFiles(self.folder).labelled("test"),

@@ -12,7 +12,6 @@ import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image as Pillow
 
 from curate.coreset import projection
 from curate.coreset.similarity import widen
@@ -50,7 +49,7 @@ def map_of(embeddings: NDArray[np.floating]) -> Map:
 
 def thumbnail(data: bytes, limits: ImageSettings) -> bytes:
     """A JPEG. Raises Refused."""
-    small = Pillow.fromarray(EncodedImage(data, limits).pixels(SIDE_PX))
+    small = EncodedImage(data, limits).decode(SIDE_PX)
     small.thumbnail((SIDE_PX, SIDE_PX))
     file = io.BytesIO()
     small.save(file, "JPEG", quality=85)

@@ -28,7 +28,7 @@ FORMATS = ("timm", "onnx")
 BOUND = 1e-4  # by which an entry of unit features may differ
 ONNX_NAME = "encoder.onnx"
 
-Features = Callable[[Tensor], NDArray[np.float32]]  # (N, 3, px, px) of 0…1 → (N, D)
+Features = Callable[[Tensor], NDArray[np.float32]]  # (N, C, px, px) of 0…1 → (N, D)
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ def export_encoder(place: str, form: str, to: str) -> Exported:
             use = f'timm.create_model("local-dir:{to}", pretrained=True)'
         else:
             again = _as_onnx(encoder, Path(scratch))
-            use = f'{ONNX_NAME}: "images" (N, 3, {settings.image_px}, {settings.image_px}), RGB of '
-            use += '0…1 → "features"'
+            size = ", ".join(map(str, _size_of(encoder)))
+            use = f'{ONNX_NAME}: "images" (N, {size}), of 0…1 → "features"'
         difference = _difference(encoder, again)
         if not difference <= BOUND:
             raise CurateError(
@@ -89,7 +89,7 @@ def _as_timm(encoder: Encoder, card: Card, folder: Path) -> Features:
         )
     seen = encoder.preprocessing
     pixels = {
-        "input_size": (3, seen.image_px, seen.image_px),
+        "input_size": (len(seen.mean), seen.image_px, seen.image_px),
         "mean": seen.mean,
         "std": seen.std,
         "crop_pct": card.crop_fraction or seen.crop_fraction,
@@ -109,7 +109,7 @@ def _as_onnx(encoder: Encoder, folder: Path) -> Features:
             f"--format onnx: {one_line(error)}; install them with pip install 'curate[onnx]'"
         ) from error
     path = folder / ONNX_NAME
-    images = torch.rand(2, 3, encoder.preprocessing.image_px, encoder.preprocessing.image_px)
+    images = torch.rand(2, *_size_of(encoder))
     torch.onnx.export(
         _Normalised(encoder.module, encoder).eval(),
         (images,),
@@ -135,8 +135,8 @@ class _Normalised(nn.Module):
         super().__init__()
         self.module = module
         seen = encoder.preprocessing
-        self.register_buffer("mean", torch.tensor(seen.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(seen.std).view(1, 3, 1, 1))
+        self.register_buffer("mean", torch.tensor(seen.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(seen.std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         features: Tensor = self.module((images - self.mean) / self.std)
@@ -154,13 +154,18 @@ def _by(module: nn.Module) -> Features:
 
 def _difference(encoder: Encoder, again: Features) -> float:
     """On noise, of one image and of several."""
-    own, px = _by(_Normalised(encoder.module, encoder)), encoder.preprocessing.image_px
+    own = _by(_Normalised(encoder.module, encoder))
     most = 0.0
     for n in (1, 5):
-        images = torch.rand(n, 3, px, px, generator=torch.Generator().manual_seed(n))
+        images = torch.rand(n, *_size_of(encoder), generator=torch.Generator().manual_seed(n))
         a, b = (_unit(features(images)) for features in (own, again))
         most = max(most, float(np.abs(a - b).max()))
     return most
+
+
+def _size_of(encoder: Encoder) -> tuple[int, int, int]:
+    px = encoder.preprocessing.image_px
+    return len(encoder.preprocessing.mean), px, px
 
 
 def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:

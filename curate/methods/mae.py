@@ -16,7 +16,7 @@ from curate.methods.base import Batch, Context, Embedded, Method, by_image, thro
 
 
 def patchify(images: Tensor, patch_px: int) -> Tensor:
-    """(N, 3, H, W) → (N, L, patch_px² · 3), patches row by row."""
+    """(N, C, H, W) → (N, L, patch_px² · C), patches row by row."""
     n, c, h, w = images.shape
     grid = images.reshape(n, c, h // patch_px, patch_px, w // patch_px, patch_px)
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(n, -1, patch_px * patch_px * c)
@@ -70,7 +70,7 @@ class MAE(Method):
                 for _ in range(context.count("decoder_depth"))
             ),
             nn.LayerNorm(width, eps=1e-6),
-            nn.Linear(width, self.patch_px**2 * 3),
+            nn.Linear(width, self.patch_px**2 * vit.patch_embed.proj.in_channels),
         )
         for module in (self.into_decoder, self.decoder):
             module.apply(_xavier)

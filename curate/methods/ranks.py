@@ -21,6 +21,7 @@ def only(size: int) -> bool:
     if size == all_processes():
         return True
     _group = cast("dist.ProcessGroup", dist.new_group(list(range(size))))
+    dist.barrier()  # of all: who left before the others have found each other would be missed
     return dist.get_rank() < size
 
 

@@ -53,6 +53,11 @@ def given(chosen: TrainingSettings, encoder: EncoderSettings, section: str) -> G
     if chosen.teacher is not None:
         settings = _teacher(chosen, encoder, section)
         teacher = encoders.build(settings, _keys(f"{section}.teacher", "weights"))
+        if len(teacher.preprocessing.mean) == 1 and encoder.channels != 1:
+            raise CurateError(
+                f"{section}.teacher.weights={chosen.teacher.weights}: sees grey images, and "
+                "images.channels=3; train by a teacher of colours"
+            )
     return Given(first, teacher, settings)
 
 
@@ -92,6 +97,7 @@ def _teacher(chosen: TrainingSettings, encoder: EncoderSettings, section: str) -
         small_stem=bool(card and card.small_stem),
         mean=card.mean if card else None,
         std=card.std if card else None,
+        channels=card.channels if card else None,
         **_weights(place),
     )
 

@@ -19,8 +19,8 @@ class Job:
     data: str  # folder of the training set
     cache_gb: float | None  # of it, on each machine
     limits: ImageSettings
-    mean: tuple[float, float, float] | None
-    std: tuple[float, float, float] | None
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
     crop_fraction: float  # of the probe's images
     probe: Probe | None
     threads: int

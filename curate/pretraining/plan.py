@@ -50,6 +50,8 @@ class TrainingPlan:
     sets: tuple[tuple[int, float], ...] = ()
     begins: Beginning | None = None  # from random weights where None
     taught: Taught | None = None
+    channels: int | None = None  # of images; 3, of 8 bits, where not said
+    bits: int | None = None
     accumulate: int | None = None  # parts that a worker's batch is worked off in, where not whole
 
     def seen(self) -> list[float]:
@@ -118,6 +120,8 @@ def make_plan(
         steps=settings.steps or epochs * steps_per_epoch,
         precision=settings.precision,
         seed=settings.seed,
+        channels=encoder.channels,
+        bits=encoder.bits,
         accumulate=settings.accumulate if (settings.accumulate or 1) > 1 else None,
     )
 

@@ -115,6 +115,8 @@ class Recorder:
             image_px=plan.image_px,
             mean=trainer.mean,
             std=trainer.std,
+            channels=plan.channels,
+            bits=plan.bits,
             method=plan.method,
             preset=plan.preset,
             epochs=plan.epochs,
@@ -153,7 +155,10 @@ class Recorder:
         return knn_accuracy(
             job.probe,
             module,
-            Preprocessing(job.plan.image_px, job.crop_fraction, trainer.mean, trainer.std),
+            Preprocessing(
+                *(job.plan.image_px, job.crop_fraction, trainer.mean, trainer.std),
+                bits=job.limits.bits,
+            ),
             job.limits,
             trainer.device,
             bf16=trainer.precision.half is torch.bfloat16,

@@ -36,8 +36,8 @@ class Trainer:
         self,
         plan: TrainingPlan,
         device: torch.device,
-        mean: tuple[float, float, float] | None = None,
-        std: tuple[float, float, float] | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
         section: str = "pretrain",
         weights: StateDict | None = None,
         teacher: Encoder | None = None,
@@ -46,10 +46,10 @@ class Trainer:
         recomputed: bool = False,
         parts: int | None = None,
     ) -> None:
-        """mean, std: RGB, of 0…1; the backbone's own where None. weights: of the backbone, that
-        the plan begins from. teacher: of a method that needs one; is moved to the device.
-        compiled: by torch.compile. recomputed: activations are, in the backward pass. parts: that a
-        batch is worked off in; as the plan says where None.
+        """mean, std: of each channel, of 0…1; the backbone's own where None. weights: of the
+        backbone, that the plan begins from. teacher: of a method that needs one; is moved to the
+        device. compiled: by torch.compile. recomputed: activations are, in the backward pass.
+        parts: that a batch is worked off in; as the plan says where None.
 
         Raises CurateError for a backbone that cannot be built, or not for this method.
         """
@@ -64,13 +64,11 @@ class Trainer:
             small_stem=plan.small_stem,
             drop_path=float(recipe.options.get("drop_path", 0.0)) if vit else 0.0,
             any_px=any(view.side < 1 for view in recipe.views),
+            channels=plan.channels or 3,
             section=section,
         )
         if METHODS[plan.method].needs_vit and backbone.patch_px == 1:
-            raise CurateError(
-                f"{section}.backbone={plan.backbone}: {plan.method} needs a vision transformer, "
-                "such as vit_tiny_patch16_224 or vit_base_patch16_224"
-            )
+            raise self._no_transformer()
         self.mean, self.std = mean or backbone.mean, std or backbone.std
         self.feature_dim = backbone.feature_dim
         self.shapes: list[Shape] = shapes(recipe.views, plan.image_px, backbone.patch_px)
@@ -92,6 +90,12 @@ class Trainer:
         )
         self.wrapped = self._for_all_ranks()
         self.step_number = 0
+
+    def _no_transformer(self) -> CurateError:
+        return CurateError(
+            f"{self.section}.backbone={self.plan.backbone}: {self.plan.method} needs a vision "
+            "transformer, such as vit_tiny_patch16_224 or vit_base_patch16_224"
+        )
 
     def _for_all_ranks(self) -> nn.Module:
         """The method, or DDP around it."""
@@ -145,7 +149,7 @@ class Trainer:
     def _frozen(self, teacher: Encoder) -> Teacher:
         seen = teacher.preprocessing
         mine, its, my_std, its_std = (
-            torch.tensor(figures, device=self.device).view(1, 3, 1, 1)
+            torch.tensor(figures, device=self.device).view(1, -1, 1, 1)
             for figures in (self.mean, seen.mean, self.std, seen.std)
         )
         module = teacher.module.eval().requires_grad_(False).to(self.device)

@@ -137,7 +137,7 @@ class _Worker:
                 *(job.section, self.trainer.step_number, all_processes(), job.workers, world()),
                 *(job.plan.batch_size // world(), self.trainer.parts),
             )
-        size = batch_bytes(self.trainer.shapes, job.plan.batch_size // world())
+        size = batch_bytes(self.trainer.shapes, job.plan.batch_size // world(), job.limits)
         workers, ahead = ahead_of(job.loader_workers, size, shared_memory() / here)
         if workers < job.loader_workers and rank() == 0:
             log.warning(
@@ -161,7 +161,7 @@ class _Worker:
         if not bool(gather(fits.to(self.trainer.device)).all()):
             return None
         path = place_for(f"curate-decoded-{job.token}", room)
-        decoded = Decoded(path, len(self.images), room)
+        decoded = Decoded(path, len(self.images), room, job.limits)
         meet()
         path.unlink(missing_ok=True)
         if rank() == 0:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from curate.images import PIXELS, Preprocessing
 from curate.runfiles.memo import Inputs
-from curate.settings import RunSettings
+from curate.settings import ImageSettings, RunSettings
 
 Device = Literal["cpu", "gpu"]
 
@@ -19,7 +19,7 @@ def fingerprint(
 ) -> Inputs:
     """weights: their digest, by `encoders.weights_hash`. device: GPUs compute in bf16."""
     return {
-        "images": settings.images.model_dump(exclude={"max_rejected_fraction"}),
+        "images": _limits(settings.images),
         "pixels": PIXELS,
         "encoder": {
             "backbone": settings.encoder.backbone,
@@ -28,8 +28,14 @@ def fingerprint(
             "crop_fraction": preprocessing.crop_fraction,
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
-            # Said where it is set alone: what was embedded before there was a choice stays good
+            # Said where it is another alone: what was embedded before there was a choice stays good
             **({"pool": settings.encoder.pool} if settings.encoder.pool else {}),
         },
         "device": device,
     }
+
+
+def _limits(images: ImageSettings) -> Inputs:
+    known: Inputs = images.model_dump(exclude={"max_rejected_fraction"})
+    usual = {"channels": 3, "bits": 8}
+    return {name: value for name, value in known.items() if usual.get(name) != value}

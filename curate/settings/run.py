@@ -25,6 +25,25 @@ class CommonSettings(Settings):
     output: AbsolutePath
 
     @model_validator(mode="after")
+    def _encoder_of_the_images(self) -> CommonSettings:
+        told, encoder = self.images, self.encoder
+        for name, its, usual in (("channels", told.channels, 3), ("bits", told.bits, 8)):
+            given = getattr(encoder, name)
+            if given not in (None, its):
+                raise ValueError(f"encoder.{name}={given}: set images.{name}")
+            if its != usual and given is None:
+                encoder = encoder.model_copy(update={name: its})
+        for name in ("mean", "std"):
+            figures = getattr(encoder, name)
+            if figures is not None and len(figures) != told.channels:
+                raise ValueError(
+                    f"encoder.{name}: of {len(figures)}, and images.channels={told.channels}; set "
+                    "a figure for each"
+                )
+        self.__dict__["encoder"] = encoder  # of a frozen model, which this is the making of
+        return self
+
+    @model_validator(mode="after")
     def _distinct_names(self) -> CommonSettings:
         for key, sources in (("open", self.open), ("exclude", self.exclude or [])):
             names = [source.name for source in sources]

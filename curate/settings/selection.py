@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -30,8 +30,12 @@ class EncoderSettings(Settings):
     # Of a vision transformer: its class token, or the mean of its patches
     pool: Literal["token", "patches"] | None = None
     crop_fraction: float = Field(0.875, gt=0, le=1)  # centre crop's share of the resized side
-    mean: tuple[float, float, float] | None = None  # RGB, of 0…1; the backbone's own where unset
-    std: tuple[Positive, Positive, Positive] | None = None
+    # RGB, or grey, of 0…1; the backbone's own where unset
+    mean: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    std: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    # As `images` has them, which says so here; None: 3 and 8
+    channels: Literal[1, 3] | None = None
+    bits: Literal[8, 16] | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> EncoderSettings:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from curate.settings.base import AbsolutePath, AbsolutePaths, Settings, SourceName
 
@@ -61,13 +61,22 @@ Source = Annotated[
 
 
 class ImageSettings(Settings):
-    """Which images are refused."""
+    """What is made of images, and which are refused."""
+
+    channels: Literal[1, 3] = 3  # grey, or RGB
+    bits: Literal[8, 16] = 8  # of each channel; 16 for grey alone, which decoders have
 
     min_px: int = Field(8, ge=1)  # shorter side
     # width × height; Pillow itself refuses from 178,956,970 on
     max_pixels: int = Field(100_000_000, ge=1, le=178_956_970)
     max_bytes: int = Field(256 << 20, ge=1)  # of the encoded image, before it is read
     max_rejected_fraction: float = Field(0.1, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _to_be_had(self) -> ImageSettings:
+        if self.bits == 16 and self.channels == 3:
+            raise ValueError("bits=16: of grey images alone; set channels: 1, or bits: 8")
+        return self
 
 
 def _named(name: str) -> BeforeValidator:

@@ -337,4 +337,5 @@ def test_batches_ahead_fit_into_shared_memory(
 def test_a_batchs_bytes_are_its_pixels() -> None:
     views = shapes(RECIPES["dino"]["paper"].views, 224, 1)
     pixels = 2 * 224**2 + 8 * views[-1].px ** 2
-    assert batch_bytes(views, 10) == 10 * 3 * pixels
+    assert batch_bytes(views, 10, ImageSettings()) == 10 * 3 * pixels
+    assert batch_bytes(views, 10, ImageSettings(channels=1, bits=16)) == 10 * 2 * pixels

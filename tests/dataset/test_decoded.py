@@ -29,7 +29,7 @@ def picture(number: int) -> NDArray[np.uint8]:
 
 def filled(path: Path, start: int) -> None:
     """All images, from another one on each time."""
-    decoded = Decoded(path, 200, 1 << 20)
+    decoded = Decoded(path, 200, 1 << 20, LIMITS)
     for step in range(200):
         place = (start + step) % 200
         found = decoded.get(place)
@@ -41,7 +41,7 @@ def filled(path: Path, start: int) -> None:
 
 def test_processes_share_what_each_decoded(tmp_path: Path) -> None:
     path = tmp_path / "pixels"
-    keeper = Decoded(path, 200, 1 << 20)
+    keeper = Decoded(path, 200, 1 << 20, LIMITS)
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=filled, args=(path, 50 * n)) for n in range(4)]
     for process in processes:
@@ -59,7 +59,7 @@ def test_processes_share_what_each_decoded(tmp_path: Path) -> None:
 
 
 def test_what_has_no_room_is_not_kept(tmp_path: Path) -> None:
-    decoded = Decoded(tmp_path / "pixels", 3, 100)
+    decoded = Decoded(tmp_path / "pixels", 3, 100, LIMITS)
     decoded.put(0, np.zeros((5, 5, 3), np.uint8))
     decoded.put(1, np.zeros((5, 5, 3), np.uint8))
     decoded.put(2, np.full((2, 4, 3), 7, np.uint8))
@@ -80,7 +80,7 @@ def test_crops_are_the_same_from_the_first_epoch_on(tmp_path: Path) -> None:
     room = decoded_bytes(training, LIMITS)
     assert room >= sum(81 * picture(number).size for number in range(6))
     shapes = [Shape(View(2), 16), Shape(View(1, side=0.5, quarter_turns=True), 8)]
-    decoded = Decoded(tmp_path / "pixels", 6, room)
+    decoded = Decoded(tmp_path / "pixels", 6, room, LIMITS)
     kept = CropDataset(training, shapes, LIMITS, 0, 0, decoded)
     plain = CropDataset(training, shapes, LIMITS, 0, 0)
     wanted = [(3, place) for place in range(6)]

@@ -100,7 +100,7 @@ def test_half_made(document: dict[str, Any], site: type[Site], tmp_path: Path) -
     settings = config.parse(document, "test")
     whole = made(settings, tmp_path / "undisturbed")
     asked = materialise._asked(settings, ["open"])
-    made_from = materialise._request(["open"], asked)
+    made_from = materialise._request(settings, ["open"], asked)
     files = TrainingSetFiles(str(tmp_path / "data"))
     max_bytes = settings.images.max_bytes
     materialise._begun({**made_from, "max_bytes": max_bytes}, asked, files)
@@ -132,7 +132,7 @@ def test_another_request_starts_anew(
 def test_a_list_that_changed_is_listed_anew(document: dict[str, Any], tmp_path: Path) -> None:
     settings = config.parse(document, "test")
     asked = materialise._asked(settings, ["open"])
-    made_from = materialise._request(["open"], asked)
+    made_from = materialise._request(settings, ["open"], asked)
     files = TrainingSetFiles(str(tmp_path / "data"))
     materialise._begun({**made_from, "max_bytes": settings.images.max_bytes}, asked, files)
     path = Path(document["open"][1]["path"])

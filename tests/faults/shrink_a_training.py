@@ -25,7 +25,7 @@ from curate.settings import RunSettings
 from curate.settings import load as config
 from tests.datasets import write_folder
 
-STEPS, EVERY = 120, 10
+STEPS, EVERY = 60, 5
 GROUP = 3
 
 

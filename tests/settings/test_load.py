@@ -82,7 +82,7 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
         # unknown keys
         ("coresett", {}, "coresett: unknown key; did you mean coreset?"),
         ("coreset.taw", 0.9, "coreset.taw: unknown key; did you mean tau?"),
-        ("encoder.zzz", 1, "encoder.zzz: unknown key; known here: backbone, checkpoint, "),
+        ("encoder.zzz", 1, "encoder.zzz: unknown key; known here: backbone, bits, channels, "),
         ("open.0.limits", 5, "open.0.limits: unknown key; did you mean limit?"),
         ("open.1.image_col", "x", "open.1.image_col: unknown key; did you mean image_column?"),
         ("target.pth", "x", "target.pth: unknown key; did you mean path?"),
@@ -112,7 +112,7 @@ def test_defaults_are_the_papers(tmp_path: Path) -> None:
         ("open.0.path", ["a", 7], "open.0.path.1=7: must be text"),
         ("output", True, "output=true: must be text"),
         ("encoder.mean", 0.5, "encoder.mean=0.5: must be a list"),
-        ("encoder.mean", [0.5], "encoder.mean.1: missing"),
+        ("encoder.mean", [0.5], "encoder.mean: of 1, and images.channels=3; set a figure for each"),
         ("coreset.labels", "cat", "coreset.labels=cat: must be a list"),
         ("embed.device", "tpu", "embed.device=tpu: must be 'auto', 'cpu' or 'gpu'"),
         # out of range
