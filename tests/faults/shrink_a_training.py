@@ -1,13 +1,15 @@
-"""python -m tests.faults.shrink_a_training FOLDER [METHOD BACKBONE]: a training whose machines go
-and come, beside an undisturbed one. Prints how far their losses are apart.
+"""python -m tests.faults.shrink_a_training FOLDER WORKERS: a training whose machines go and come,
+or of one worker, undisturbed. Prints what it has recorded, as JSON; goes on until a group of
+several has lost a worker and found another, and one alone for as many steps as FOLDER has of such
+a group.
 
-Without a method it is MAE, which has no BatchNorm: its losses are the same for any number of
-workers.
+By MAE, which has no BatchNorm: its losses are the same for any number of workers.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -19,92 +21,76 @@ import ray
 from ray.cluster_utils import Cluster
 
 from curate import cluster as own
-from curate.pretraining import launch
+from curate.pretraining import checkpoints, launch
 from curate.pretraining.stage import pretrain
+from curate.runfiles.files import RunFiles
 from curate.settings import RunSettings
 from curate.settings import load as config
 from tests.datasets import write_folder
 
-STEPS, EVERY = 60, 5
-GROUP = 3
+STEPS, EVERY = 2000, 5  # more than are made
 
 
-def settings_for(folder: Path, name: str, model: tuple[str, str], **resources: Any) -> RunSettings:
+def settings_for(folder: Path, workers: int) -> RunSettings:
     source = {"kind": "image_folder", "path": str(folder / "images")}
-    method, backbone = model
     return config.parse(
         {
             "target": source,
             "open": [{"name": "none", **source}],
-            "encoder": {"backbone": backbone, "image_px": 32},
-            "output": str(folder / name),
+            "encoder": {"backbone": "vit_tiny_patch16_224", "image_px": 32},
+            "output": str(folder / str(workers)),
             "pretrain": {
-                **{"method": method, "data": ["target"], "steps": STEPS, "batch_size": 12},
+                **{"method": "mae", "data": ["target"], "steps": STEPS, "batch_size": 12},
                 "checkpoints": {"every": EVERY},
-                "resources": {"use_gpu": False, **resources},
+                "resources": {"use_gpu": False, "workers": workers, "min_workers": 1},
             },
         },
         "test",
     )
 
 
-def records(folder: Path, name: str) -> list[dict[str, Any]]:
-    try:
-        lines = (folder / name / "pretrain" / "metrics.jsonl").read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in lines]
+def recorded(settings: RunSettings) -> list[dict[str, Any]]:
+    state = checkpoints.newest(RunFiles(settings.output).pretrain.checkpoints)
+    return state["records"] if state else []
 
 
-def disturbed(cluster: Cluster, folder: Path, settings: RunSettings) -> None:
-    """Loses a machine once it has trained for a while, and has another one later."""
-    failed: list[BaseException] = []
-
-    def train() -> None:
-        try:
-            pretrain(settings)
-        except BaseException as error:
-            failed.append(error)
-
-    trainer = threading.Thread(target=train)
-    trainer.start()
-
-    def wait_until(enough: Callable[[], bool]) -> None:
-        while not enough() and trainer.is_alive():
-            time.sleep(0.2)
-
-    def steps() -> int:
-        names = (folder / "elastic" / "pretrain" / "checkpoints").glob("step-*.pt")
-        return max((int(path.stem.removeprefix("step-")) for path in names), default=0)
-
-    wait_until(lambda: steps() >= 2 * EVERY)
-    cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
-    lost = steps()
-    wait_until(lambda: steps() >= lost + 2 * EVERY)
-    cluster.add_node(num_cpus=1)
-    trainer.join()
-    assert not failed, failed
-
-
-def main(folder: Path, method: str = "mae", backbone: str = "vit_tiny_patch16_224") -> None:
+def main(folder: Path, workers: int) -> None:
+    settings = settings_for(folder, workers)
+    launch.GROWS_EVERY_S = 2.0
     write_folder(folder / "images", range(30))
-    launch.GROWS_EVERY_S = 5.0
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    for _ in range(GROUP - 1):
+    for _ in range(workers - 1):
         cluster.add_node(num_cpus=1)
     own.connect(cluster.address)
-    pretrain(settings_for(folder, "fixed", (method, backbone), workers=1))
-    elastic = settings_for(folder, "elastic", (method, backbone), workers=GROUP, min_workers=1)
-    disturbed(cluster, folder, elastic)
-    fixed, found = records(folder, "fixed"), records(folder, "elastic")
-    assert [one["step"] for one in fixed] == [one["step"] for one in found]
-    workers = [one["workers"] for one in found]
-    apart = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(fixed, found, strict=True))
-    print("workers", *workers)
-    print("apart", apart)
+    trainer = threading.Thread(target=pretrain, args=(settings,), daemon=True)
+    trainer.start()
+
+    def wait_until(enough: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+        while not enough(found := recorded(settings)):
+            assert trainer.is_alive(), "it has ended"
+            time.sleep(0.3)
+        return found
+
+    if workers == 1:
+        steps = len(json.loads((folder / "group.json").read_text()))
+        found = wait_until(lambda records: len(records) >= steps)[:steps]
+    else:
+        wait_until(lambda records: len(records) > EVERY)
+        cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
+        wait_until(lambda records: records[-1]["workers"] < workers)
+        cluster.add_node(num_cpus=1)
+        found = wait_until(
+            lambda records: (
+                records[-1]["workers"] == workers
+                and any(one["workers"] < workers for one in records)
+            )
+        )
+        (folder / "group.json").write_text(json.dumps(found))
+    print(json.dumps(found), flush=True)
     ray.shutdown()
     cluster.shutdown()
+    os._exit(0)  # the training cannot end any more
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    main(Path(sys.argv[1]), int(sys.argv[2]))

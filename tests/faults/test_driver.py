@@ -21,7 +21,7 @@ from tests.faults.work import Made
 
 pytestmark = pytest.mark.slow
 
-MOMENTS = 20
+MOMENTS = 10
 
 
 def driver(folder: Path, document: dict[str, Any], output: Path) -> subprocess.Popen[str]:
@@ -39,7 +39,7 @@ def driver(folder: Path, document: dict[str, Any], output: Path) -> subprocess.P
         )
 
 
-def test_twenty_moments(tmp_path: Path, ray_session: None) -> None:
+def test_at_any_moment(tmp_path: Path, ray_session: None) -> None:
     """At random over what a run takes. What is finished all the same begins anew."""
     document = datasets.write_merged(tmp_path)
     document["embed"] = {"unit_images": 4}

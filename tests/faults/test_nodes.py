@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.faults.alone import said_by
-
-KNOWN = ("workers", "apart")  # lines of what it says
 
 
 @pytest.mark.slow
@@ -19,9 +18,13 @@ def test_the_pool_follows_the_clusters_gpus() -> None:
 
 @pytest.mark.slow
 def test_an_elastic_training_goes_on_with_whom_there_is(tmp_path: Path) -> None:
-    """MAE, which has no BatchNorm: its losses are those of an undisturbed worker."""
-    said = said_by("tests.faults.shrink_a_training", str(tmp_path))
-    lines = dict(line.split(" ", 1) for line in said.splitlines() if line.split(" ")[0] in KNOWN)
-    workers = [int(count) for count in lines["workers"].split()]
+    """And its losses are those of one worker, undisturbed."""
+    group, alone = (
+        json.loads(said_by("tests.faults.shrink_a_training", str(tmp_path), workers))
+        for workers in ("3", "1")
+    )
+    workers = [record["workers"] for record in group]
     assert workers[0] == workers[-1] == 3 and min(workers) == 2
-    assert float(lines["apart"]) < 1e-3
+    assert [record["step"] for record in group] == [record["step"] for record in alone]
+    for mine, undisturbed in zip(group, alone, strict=True):
+        assert mine["loss"] == pytest.approx(undisturbed["loss"], rel=1e-4)
