@@ -82,6 +82,7 @@ PURE = [
         "pretraining.optimise",
         "pretraining.adapt",
         "pretraining.accumulate",
+        "dataset.cut",
         "pretraining.quality",
     ),
     *(*(f"evaluate.{n}" for n in ("accuracy", "logistic", "neighbours")), "comparison.table"),

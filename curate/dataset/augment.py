@@ -52,13 +52,17 @@ class Augment:
     @torch.no_grad()
     def __call__(self, pixels: Tensor, parameters: Tensor) -> Tensor:
         """pixels (N, H, W, C), as `tensor_of` makes them, parameters (N, PARAMETERS) →
-        (N, C, H, W), channels_last. What changes colours leaves grey images alone.
+        (N, C, H, W), channels_last. What changes colours leaves grey images alone."""
+        images = floats_of(pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2))
+        return self.changed(images.div_(WHITE[pixels.dtype]), parameters)
+
+    @torch.no_grad()
+    def changed(self, images: Tensor, parameters: Tensor) -> Tensor:
+        """images (N, C, H, W) of 0…1, on the device, which may be changed.
 
         The parameters stay on the CPU until here, where they choose who is changed: asking a GPU
         would mean to wait for it.
         """
-        images = floats_of(pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2))
-        images = images.div_(WHITE[pixels.dtype])
         turn = lambda x, p: rotated(x, p[:, ROTATION])  # noqa: E731
         _change(images, parameters[:, ROTATION] != 0, turn, parameters)
         images = colour_jitter(images, parameters)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,8 @@ class Crops:
     labels: Tensor  # (N,)
     noise: Tensor  # (N, L)
     unreadable: list[int]  # places
+    # (N, views, `cut.COLUMNS`): of whole images, which are `pixels` then, once for all views
+    boxes: Tensor | None = None
 
     def pin_memory(self) -> Crops:
         """What DataLoader asks for, so that copies to a GPU need not wait."""
@@ -57,6 +60,7 @@ class Crops:
             self.labels.pin_memory(),
             self.noise.pin_memory(),
             self.unreadable,
+            self.boxes,
         )
 
 
@@ -72,6 +76,7 @@ def parts_of(crops: Crops, parts: int) -> list[Crops]:
             crops.labels[own],
             crops.noise[own],
             [],
+            None if crops.boxes is None else crops.boxes[own],
         )
         for own in rows
     ]
@@ -100,37 +105,33 @@ class CropDataset(Dataset[Crops]):
         return len(self.images)
 
     def __getitems__(self, wanted: list[tuple[int, int]]) -> Crops:
-        n = len(wanted)
         kind, channels = dtype_of(self.limits.bits), self.limits.channels
-        pixels = [np.empty((n, shape.px, shape.px, channels), kind) for shape in self.views]
-        parameters: list[list[NDArray[np.float32]]] = [[] for _ in self.views]
-        noise = np.empty((n, self.noise), np.float32)
-        ids = np.empty(n, np.int64)
-        unreadable: list[int] = []
+        sides = [shape.px for shape in self.views]
+        pixels = [np.empty((len(wanted), px, px, channels), kind) for px in sides]
+        told = Told(self, len(wanted))
+        for row, crops in self.each(wanted, told):
+            for view, cut in zip(pixels, crops, strict=True):
+                view[row] = cut
+        return told.with_pixels(pixels)
+
+    def each(self, wanted: list[tuple[int, int]], told: Told) -> Iterator[tuple[int, Any]]:
+        """Its row, and what is taken of an image; the rest of what is drawn is told."""
         for row, (epoch, place) in enumerate(wanted):
             rng = np.random.default_rng([self.seed, VIEWS, epoch, place])
-            ids[row], crops = self._readable(place, rng, unreadable)
-            for view, (shape, cut) in enumerate(zip(self.views, crops, strict=True)):
-                pixels[view][row] = cut
-                parameters[view].append(draw_parameters(rng, shape.view))
-            noise[row] = rng.random(self.noise, np.float32)
-        return Crops(
-            [tensor_of(x) for x in pixels],
-            [torch.from_numpy(np.stack(x)) for x in parameters],
-            torch.from_numpy(ids),
-            torch.from_numpy(self.images.labels[ids]),
-            torch.from_numpy(noise),
-            unreadable,
-        )
+            told.ids[row], taken = self._readable(place, rng, told.unreadable)
+            for view, shape in enumerate(self.views):
+                told.parameters[view].append(draw_parameters(rng, shape.view))
+            told.noise[row] = rng.random(self.noise, np.float32)
+            yield row, taken
 
     def _readable(
         self, place: int, rng: np.random.Generator, unreadable: list[int]
-    ) -> tuple[int, list[Pixels]]:
-        """An image's crops, or those of the next one that can be read, with its place."""
+    ) -> tuple[int, Any]:
+        """What is taken of an image, or of the next one that can be read, with its place."""
         for further in range(min(SUBSTITUTES, len(self.images))):
             substitute = (place + further) % len(self.images)
             try:
-                return substitute, self._crops(substitute, rng)
+                return substitute, self.take(substitute, rng)
             except Refused:
                 if further == 0:
                     unreadable.append(place)
@@ -139,34 +140,52 @@ class CropDataset(Dataset[Crops]):
             "cannot be decoded"
         )
 
-    def _crops(self, place: int, rng: np.random.Generator) -> list[Pixels]:
-        if self.decoded is not None:
-            return self._crops_of(self._pixels(place, self.decoded), rng)
+    def take(self, place: int, rng: np.random.Generator) -> Any:
+        """An image's crops. Raises Refused."""
+        pixels, boxes = self.whole(place, rng)
+        return [crop(pixels, box, shape) for box, shape in zip(boxes, self.views, strict=True)]
+
+    def whole(self, place: int, rng: np.random.Generator) -> tuple[Pixels, list[Box]]:
+        """An image no smaller than its crops want it, and where these are. Raises Refused."""
+        kept = self.decoded.get(place) if self.decoded is not None else None
+        if kept is not None:
+            return kept, self._boxes(rng, (kept.shape[1], kept.shape[0]))
         image = EncodedImage(self.images.image(place), self.limits)
         boxes = self._boxes(rng, image.size)
+        if self.decoded is not None:
+            pixels = image.pixels()
+            self.decoded.put(place, pixels)
+            return pixels, boxes
         # The crops say how small it may be decoded
         wanted_px = least_px(boxes, [shape.px for shape in self.views], min(image.size))
         pixels = image.pixels(wanted_px)
         size = (pixels.shape[1], pixels.shape[0])
-        return [
-            crop(pixels, scaled(box, image.size, size), shape)
-            for box, shape in zip(boxes, self.views, strict=True)
-        ]
-
-    def _crops_of(self, pixels: Pixels, rng: np.random.Generator) -> list[Pixels]:
-        boxes = self._boxes(rng, (pixels.shape[1], pixels.shape[0]))
-        return [crop(pixels, box, shape) for box, shape in zip(boxes, self.views, strict=True)]
+        return pixels, [scaled(box, image.size, size) for box in boxes]
 
     def _boxes(self, rng: np.random.Generator, size: tuple[int, int]) -> list[Box]:
         return [draw_box(rng, shape.view, *size) for shape in self.views]
 
-    def _pixels(self, place: int, decoded: Decoded) -> Pixels:
-        found = decoded.get(place)
-        if found is None:
-            image = EncodedImage(self.images.image(place), self.limits)
-            found = image.pixels()
-            decoded.put(place, found)
-        return found
+
+class Told:
+    """What a batch has beside its pixels, while it is made."""
+
+    def __init__(self, dataset: CropDataset, images: int) -> None:
+        self.dataset = dataset
+        self.ids = np.empty(images, np.int64)
+        self.noise = np.empty((images, dataset.noise), np.float32)
+        self.parameters: list[list[NDArray[np.float32]]] = [[] for _ in dataset.views]
+        self.unreadable: list[int] = []
+
+    def with_pixels(self, pixels: list[Pixels], boxes: NDArray[np.int64] | None = None) -> Crops:
+        return Crops(
+            [tensor_of(x) for x in pixels],
+            [torch.from_numpy(np.stack(x)) for x in self.parameters],
+            torch.from_numpy(self.ids),
+            torch.from_numpy(self.dataset.images.labels[self.ids]),
+            torch.from_numpy(self.noise),
+            self.unreadable,
+            None if boxes is None else torch.from_numpy(boxes),
+        )
 
 
 def batch_bytes(shapes: list[Shape], images: int, limits: ImageSettings) -> int:

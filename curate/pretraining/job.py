@@ -32,6 +32,7 @@ class Job:
     compiled: bool = False
     recomputed: bool = False  # activations
     trackers: tuple[str, ...] = ("tensorboard",)
+    crops_on: str = "cpu"  # or device
     decoded_gb: float | None = None  # of decoded images, on each machine
     workers: int = 1  # at most, of a group that is elastic
     elastic: bool = False

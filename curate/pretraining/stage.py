@@ -220,6 +220,7 @@ def _job(
         init=chosen.init.weights if chosen.init else None,
         teacher=networks.teacher_settings,
         trackers=tuple(chosen.trackers),
+        crops_on=chosen.resources.crops_on,
         decoded_gb=chosen.resources.decoded_gb,
         compiled=chosen.resources.compile,
         recomputed=chosen.resources.checkpoint_activations,

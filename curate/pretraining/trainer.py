@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from curate.dataset.augment import Augment
 from curate.dataset.crops import Crops, parts_of
+from curate.dataset.cut import cut
 from curate.dataset.views import Shape, shapes
 from curate.embedding.backbones import build_backbone
 from curate.embedding.encoders import Encoder, StateDict
@@ -216,13 +217,26 @@ class Trainer:
 
     def batch(self, crops: Crops) -> Batch:
         """Augmented on the device; views of one size in one go."""
-        views: list[Tensor] = []
-        for run in of_one_size(crops.pixels):
-            pixels, parameters = crops.pixels[run], crops.parameters[run]
-            views += self.augment(torch.cat(pixels), torch.cat(parameters)).chunk(len(pixels))
+        views = self._views(crops)
         ids = crops.ids.to(self.device, non_blocking=True)
         labels = crops.labels.to(self.device, non_blocking=True)
         return Batch(views, ids, labels, crops.noise.to(self.device, non_blocking=True))
+
+    def _views(self, crops: Crops) -> list[Tensor]:
+        views: list[Tensor] = []
+        if crops.boxes is not None:
+            images = crops.pixels[0].to(self.device, non_blocking=True)
+            for shape in self.shapes:
+                own = range(len(views), len(views) + shape.view.count)
+                bicubic = shape.view.bicubic
+                cuts = [cut(images, crops.boxes[:, v], shape.px, bicubic=bicubic) for v in own]
+                changes = torch.cat([crops.parameters[v] for v in own])
+                views += self.augment.changed(torch.cat(cuts), changes).chunk(len(cuts))
+            return views
+        for run in of_one_size(crops.pixels):
+            pixels, parameters = crops.pixels[run], crops.parameters[run]
+            views += self.augment(torch.cat(pixels), torch.cat(parameters)).chunk(len(pixels))
+        return views
 
     def state(self) -> State:
         return {

@@ -18,6 +18,7 @@ from curate import storage
 from curate.dataset.crops import CropDataset, ahead_of, batch_bytes, loader, shared_memory
 from curate.dataset.decoded import SHARE, Decoded, decoded_bytes, memory_bytes, place_for
 from curate.dataset.training_set import TrainingSet
+from curate.dataset.wholes import WholeDataset, whole_bytes
 from curate.embedding.encoders import rebuild
 from curate.errors import CurateError
 from curate.methods.ranks import all_processes, gather, meet, only, rank, reduced, world
@@ -120,7 +121,8 @@ class _Worker:
 
     def _batches(self) -> Any:
         job = self.job
-        dataset = CropDataset(
+        on_device = job.crops_on == "device"
+        dataset = (WholeDataset if on_device else CropDataset)(
             self.images,
             self.trainer.shapes,
             job.limits,
@@ -137,7 +139,9 @@ class _Worker:
                 *(job.section, self.trainer.step_number, all_processes(), job.workers, world()),
                 *(job.plan.batch_size // world(), self.trainer.parts),
             )
-        size = batch_bytes(self.trainer.shapes, job.plan.batch_size // world(), job.limits)
+        size = (whole_bytes if on_device else batch_bytes)(
+            self.trainer.shapes, job.plan.batch_size // world(), job.limits
+        )
         workers, ahead = ahead_of(job.loader_workers, size, shared_memory() / here)
         if workers < job.loader_workers and rank() == 0:
             log.warning(

@@ -61,6 +61,7 @@ class ResourceSettings(Settings):
     min_workers: int | None = Field(None, ge=1)  # an elastic group's; always all where unset
     use_gpu: bool | None = None  # where there is one, where unset
     loader_workers: int | None = Field(None, ge=0)  # processes that decode, for each worker
+    crops_on: Literal["cpu", "device"] = "cpu"  # where views are cut from images and resized
     compile: bool = False  # the backbone, by torch.compile
     checkpoint_activations: bool = False  # compute them twice in place of keeping them
     restarts: int = Field(3, ge=0)  # of all workers, after one was lost
