@@ -1,7 +1,7 @@
 """Images/s of pretraining against a bare PyTorch loop; on a GPU, against the model alone.
 
     python benchmarks/bench_pretraining.py [--images FOLDER] [--workers 2] [--steps 16] [--rounds 3]
-    python benchmarks/bench_pretraining.py --device cuda [--images FOLDER]
+    python benchmarks/bench_pretraining.py --device cuda [--images FOLDER] [--batch 512]
 
 On CPUs: SimCLR, resnet18, 64 px, batches of 256. Ours is `curate pretrain` whole, with Ray Train,
 its metrics, checkpoints and epochs; the bare loop is as many plain processes with DDP and gloo, the
@@ -9,10 +9,12 @@ same decoding, crops, augmentation, threads and precision, and nothing else. Rat
 the first epoch, so that start-up is in neither. Both start from the same weights and see the same
 images: their losses must agree, or the run fails. Expected on 2 cores: a ratio of 0.9 or more.
 
-On a GPU: SimCLR, resnet50, 224 px, batches of 512 in bf16, in one process. (a) the same model's
-forward and backward pass alone, on views that lie on the GPU; (b) whole steps on crops that lie in
-pinned memory; (c) whole steps with files decoded and cropped by loader processes. (b) / (a) should
-be 0.85 or more. For (c), the rate of each stage by itself says which is the limit.
+On a GPU, in one process, 224 px, bf16: SimCLR on resnet50 in batches of 512, and DINO on ViT-S with
+its 10 crops in batches of 128; each as it is and by torch.compile, DINO also with its crops cut on
+the GPU, of images that are kept decoded. (a) the same model's forward and backward pass alone, on
+views that lie on the GPU; (b) whole steps on crops that lie in pinned memory; (c) whole steps with
+files decoded and cropped by loader processes. (c) / (a) should be 0.9 or more, or the rate of each
+stage by itself says which is the limit. `--device cpu --trial` shows on a CPU that it runs.
 
 Without --images, pictures of smooth noise are made: JPEGs of 96 px, or of 500 px for a GPU.
 """
@@ -26,6 +28,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +43,13 @@ from torch.nn.parallel import DistributedDataParallel
 from curate import cluster
 from curate.dataset.augment import Augment
 from curate.dataset.crops import CropDataset, Crops, loader
+from curate.dataset.decoded import Decoded, decoded_bytes, place_for
 from curate.dataset.training_set import SCHEMA, Index, TrainingSet
 from curate.dataset.views import crop, draw_box
+from curate.dataset.wholes import WholeDataset
 from curate.images import EncodedImage
 from curate.methods import Batch
+from curate.methods.base import of_one_size
 from curate.pretraining.order import places_of
 from curate.pretraining.plan import TrainingPlan, make_plan
 from curate.pretraining.stage import pretrain
@@ -65,11 +71,12 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=16, help="timed ones")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", choices=("float32", "bf16"), default="float32")
+    parser.add_argument("--trial", action="store_true", help="what a GPU is measured by, on a CPU")
     options = parser.parse_args()
-    gpu = options.device == "cuda"
+    gpu = options.device == "cuda" or options.trial
     options.backbone = options.backbone or ("resnet50" if gpu else "resnet18")
     options.image_px = options.image_px or (224 if gpu else 64)
-    options.batch = options.batch or (512 if gpu else 256)
+    options.batch = options.batch or (16 if options.trial else 512 if gpu else 256)
     with tempfile.TemporaryDirectory() as scratch:
         if not options.images:
             options.images = f"{scratch}/images"
@@ -85,7 +92,9 @@ def write_pictures(root: Path, images: int, side: int) -> None:
         coarse.resize((side, side), Image.Resampling.BICUBIC).save(root / f"{number:05d}.jpg")
 
 
-def settings_of(options: argparse.Namespace, output: str, epochs: int, limit: int) -> RunSettings:
+def settings_of(
+    options: argparse.Namespace, output: str, epochs: int, limit: int, **training: Any
+) -> RunSettings:
     """`limit` images: so many whole batches make an epoch."""
     source = {"kind": "image_folder", "path": options.images}
     return config.parse(
@@ -98,6 +107,7 @@ def settings_of(options: argparse.Namespace, output: str, epochs: int, limit: in
                 **{"method": "simclr", "preset": "simcore", "data": ["target"]},
                 **{"epochs": epochs, "batch_size": options.batch, "precision": options.precision},
                 "resources": {"workers": options.workers, "use_gpu": False},
+                **training,
             },
         },
         "benchmark",
@@ -197,6 +207,26 @@ def bare_worker(
 # GPU: the whole against the model alone, and what limits it
 
 
+@dataclass(frozen=True)
+class Case:
+    name: str
+    backbone: str
+    batch: int
+    training: dict[str, Any]
+    compiled: bool = False
+    on_device: bool = False  # crops
+
+
+def cases(options: argparse.Namespace) -> list[Case]:
+    simclr = Case("SimCLR", options.backbone, options.batch, {})
+    small = "vit_tiny_patch16_224" if options.trial else "vit_small_patch16_224"
+    dino = Case("DINO", small, max(8, options.batch // 4), {"method": "dino", "preset": "paper"})
+    return [
+        *(simclr, replace(simclr, compiled=True)),
+        *(dino, replace(dino, compiled=True), replace(dino, compiled=True, on_device=True)),
+    ]
+
+
 def on_gpu(options: argparse.Namespace, scratch: str) -> int:
     """One process: the same trainer and loader that Ray Train's workers run."""
     cluster.connect()  # images are listed by its tasks
@@ -209,20 +239,36 @@ def on_gpu(options: argparse.Namespace, scratch: str) -> int:
     ]
     shards.write_arrow(f"{scratch}/data/part.arrow", pa.Table.from_pylist(rows, SCHEMA))
     Index({}, [("part.arrow", len(rows))], len(rows), 0, 0, "").write(f"{scratch}/data")
+    for case in cases(options):
+        measure(case, options, scratch)
+    return 0
+
+
+def measure(case: Case, options: argparse.Namespace, scratch: str) -> None:
+    images = TrainingSet(f"{scratch}/data")
+    settings = settings_of(options, scratch, 1000, 1 << 30, batch_size=case.batch, **case.training)
     assert settings.pretrain is not None
     plan = make_plan(
-        settings.pretrain.model_copy(update={"epochs": 1000, "precision": "bf16"}),
+        settings.pretrain.model_copy(update={"precision": "bf16", "backbone": case.backbone}),
         settings.encoder,
-        images=len(rows),
+        images=len(images),
         open_images=0,
         workers=1,
         section="benchmark",
     )
     device = torch.device(options.device)
-    trainer = Trainer(plan, device)
-    dataset = CropDataset(
-        TrainingSet(f"{scratch}/data"), trainer.shapes, ImageSettings(), plan.seed, 0
-    )
+    trainer = Trainer(plan, device, compiled=case.compiled)
+    kept = None
+    if case.on_device:
+        room = decoded_bytes(images, ImageSettings())
+        kept = Decoded(
+            place_for(f"curate-bench-{os.getpid()}", room), len(images), room, ImageSettings()
+        )
+    kind = WholeDataset if case.on_device else CropDataset
+    noise = trainer.method.noise
+    dataset = kind(images, trainer.shapes, ImageSettings(), plan.seed, noise, kept)
+    if kept is not None:  # as after the first epoch
+        dataset.__getitems__([(0, place) for place in range(len(images))])
     processes = max(1, (os.cpu_count() or 2) - 1)
     crops = dataset.__getitems__(next(places_of(plan, 0, 0, 1)))
     if pinned := device.type == "cuda":
@@ -237,27 +283,29 @@ def on_gpu(options: argparse.Namespace, scratch: str) -> int:
     for _ in range(decoded_ahead):
         next(feeding)
     loading = timed(lambda: next(feeding), options.steps, plan.batch_size)
-    print(f"(a) model alone, forward and backward      {alone:9,.0f} images/s")
-    print(f"(b) whole steps, crops in pinned memory    {cropped:9,.0f} images/s")
-    print(f"(c) whole steps from files, {processes:2d} processes   {whole:9,.0f} images/s")
+    how = ", compiled" * case.compiled + ", crops cut on the device" * case.on_device
+    print(f"{case.name} on {case.backbone}, {plan.image_px} px, batches of {plan.batch_size}{how}")
+    print(f"  (a) model alone, forward and backward      {alone:9,.0f} images/s")
+    print(f"  (b) whole steps, crops in pinned memory    {cropped:9,.0f} images/s")
+    print(f"  (c) whole steps from files, {processes:2d} processes   {whole:9,.0f} images/s")
     stages = {"decode and crop": loading, "model": cropped}
     stages["transfer"] = timed(lambda: moved(crops, device), options.steps, plan.batch_size)
-    stages |= decode_or_crop(dataset, processes)
+    stages |= {} if case.on_device else decode_or_crop(dataset, processes)
     for stage, rate in sorted(stages.items(), key=lambda stage: stage[1]):
-        print(f"    {stage:40s}{rate:9,.0f} images/s")
-    print(f"(b) / (a) = {cropped / alone:.3f} (aim 0.85); the limit of (c): ", end="")
-    print(min(("decode and crop", "transfer", "model"), key=stages.__getitem__))
-    return 0
+        print(f"      {stage:40s}{rate:9,.0f} images/s")
+    print(f"  (c) / (a) = {whole / alone:.3f} (aim 0.9); the limit: ", end="")
+    print(min(("decode and crop", "transfer", "model"), key=stages.__getitem__), flush=True)
 
 
 def model_alone(trainer: Trainer, crops: Crops, steps: int) -> float:
+    """By views of one size in one go, as the methods do."""
     batch = trainer.batch(crops)
-    images = torch.cat(batch.views)
+    runs = [torch.cat(batch.views[run]) for run in of_one_size(batch.views)]
 
     def forward_and_backward() -> None:
         with torch.autocast(trainer.device.type, torch.bfloat16):
-            features = trainer.method.backbone(images)
-        features.float().mean().backward()
+            features = [trainer.method.backbone(images) for images in runs]
+        torch.cat(features).float().mean().backward()
         trainer.method.zero_grad(set_to_none=True)
 
     return timed(forward_and_backward, steps, len(batch.ids))
