@@ -53,7 +53,9 @@ def coreset_of(
     return None
 
 
-def training_of(settings: ComparisonSettings, data: list[str], seed: int) -> PretrainSettings:
+def training_of(
+    settings: ComparisonSettings, arm: ArmSettings, data: list[str], seed: int
+) -> PretrainSettings:
     """Equal steps, and as much of them to warm up as the recipe takes of its own."""
     common = settings.pretrain or PretrainSettings()
     optimizer, resources = common.optimizer, common.resources
@@ -61,10 +63,12 @@ def training_of(settings: ComparisonSettings, data: list[str], seed: int) -> Pre
         recipe = common.recipe
         warmup = round(settings.steps * recipe.optimizer.warmup_epochs / recipe.epochs)
         optimizer = optimizer.model_copy(update={"warmup_steps": warmup})
+    shares = common.shares if arm.share is None else [arm.share, 1 - arm.share]
     return common.model_copy(
         update={
             "data": data,
-            "shares": common.shares if len(data) == 2 else None,
+            "shares": shares if len(data) == 2 else None,
+            "init": arm.init or common.init,
             "steps": settings.steps,
             "optimizer": optimizer,
             "seed": common.seed + seed,

@@ -55,7 +55,7 @@ def cells_of(settings: ComparisonSettings, name: str, run_settings: RunSettings)
     for arm in settings.arms:
         for seed in range(arm.seeds or settings.seeds):
             files = RunFiles(run_settings.output)
-            training = training_of(settings, data_of(arm, seed, files), seed)
+            training = training_of(settings, arm, data_of(arm, seed, files), seed)
             own = run_settings.model_copy(update={"pretrain": training})
             images = files.arm_images(selection_name(arm, seed))
             cells.append(Cell(name, arm, seed, own, files.arm(arm.title, seed), images))

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from curate.settings.base import Budget, Settings, SourceName
+from curate.settings.base import BelowOne, Budget, Settings, SourceName
 from curate.settings.evaluation import EvaluateSettings
 from curate.settings.run import CommonSettings
 from curate.settings.selection import Ratio
 from curate.settings.sources import TargetSource
-from curate.settings.training import PretrainSettings
+from curate.settings.training import Init, PretrainSettings
 
 ArmKind = Literal[
     "x",
@@ -44,6 +44,14 @@ class ArmSettings(Settings):
     ratio: Ratio | None = None  # of ratio, gate and resample
     gate: float | None = Field(None, ge=1)
     seeds: int | None = Field(None, ge=1)  # the comparison's where unset
+    share: BelowOne | None = Field(None, gt=0)  # of X in what is seen; pretrain.shares where unset
+    init: Init = None  # what its trainings begin from; pretrain.init where unset
+
+    @model_validator(mode="after")
+    def _of_two_sets(self) -> ArmSettings:
+        if self.share is not None and self.kind in ("x", "os", "untrained"):
+            raise ValueError(f"share: of X and another set, and arm {self.kind} has no two")
+        return self
 
     @property
     def title(self) -> str:

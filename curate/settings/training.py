@@ -27,6 +27,9 @@ def _init(value: Any) -> Any:
     return {"weights": value} if isinstance(value, str) else value
 
 
+Init = Annotated[InitSettings | None, BeforeValidator(_init)]
+
+
 def _epochs(value: Any) -> Any:
     if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
         raise ValueError("must be a whole number from 1, or auto")
@@ -77,7 +80,7 @@ class TrainingSettings(Settings):
     backbone: str | None = None  # encoder.backbone where unset, and so with the next two
     image_px: int | None = Field(None, ge=8, le=4096)
     small_stem: bool | None = None
-    init: Annotated[InitSettings | None, BeforeValidator(_init)] = None  # random where unset
+    init: Init = None  # random weights where unset
     teacher: TeacherSettings | None = None  # of distill
     epochs: Annotated[int | Literal["auto"], BeforeValidator(_epochs)] | None = None
     steps: int | None = Field(None, ge=1)  # in place of epochs: the same for sets of any size

@@ -15,13 +15,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from curate import storage
 from curate.comparison import arms as arms_of
 from curate.comparison import selections, stage
 from curate.errors import CurateError
 from curate.runfiles.status import Status
-from curate.settings import ComparisonSettings
+from curate.settings import ArmSettings, ComparisonSettings
 from curate.settings import load as config
 from tests.evaluate.test_stage import write_labelled
 
@@ -262,13 +263,27 @@ def test_what_no_arm_may_select(document, tmp_path: Path) -> None:
 
 def test_arms_train_alike(document, tmp_path: Path) -> None:
     settings = settings_of(document, tmp_path)
-    one = arms_of.training_of(settings, ["target"], seed=0)
-    other = arms_of.training_of(settings, ["open"], seed=2)
+    x = ArmSettings(kind="x")
+    one = arms_of.training_of(settings, x, ["target"], seed=0)
+    other = arms_of.training_of(settings, ArmSettings(kind="os"), ["open"], seed=2)
     assert (one.steps, other.steps) == (5, 5) and one.epochs is None
     assert (one.seed, other.seed) == (0, 2) and one.resources.workers == 1
     longer = settings_of(document, tmp_path, steps=1000, pretrain={"method": "dino"})
     # DINO warms up for 10 of its 100 epochs
-    assert arms_of.training_of(longer, ["target"], seed=0).optimizer.warmup_steps == 100
+    assert arms_of.training_of(longer, x, ["target"], seed=0).optimizer.warmup_steps == 100
+
+
+def test_arms_with_a_share_and_a_beginning_of_their_own(document, tmp_path: Path) -> None:
+    settings = settings_of(document, tmp_path, pretrain={"shares": None, "init": "timm"})
+    both = ["target", "selection.parquet"]
+    arm = ArmSettings(kind="simcore", share=0.3, init={"weights": "runs/a", "trained_blocks": 2})
+    chosen = arms_of.training_of(settings, arm, both, seed=0)
+    assert chosen.shares == [0.3, 0.7] and chosen.init is not None
+    assert (chosen.init.weights, chosen.init.trained_blocks) == ("runs/a", 2)
+    usual = arms_of.training_of(settings, ArmSettings(kind="simcore"), both, seed=0)
+    assert usual.shares is None and usual.init is not None and usual.init.weights == "timm"
+    with pytest.raises(ValidationError, match="arm x has no two"):
+        ArmSettings(kind="x", share=0.5)
 
 
 @pytest.mark.parametrize(
