@@ -314,6 +314,21 @@ def test_an_encoder_that_mae_trained_pools_its_patches(
     assert fingerprint(settings, seen, "sha", "cpu")["encoder"].get("pool") == pool
 
 
+@pytest.mark.parametrize(
+    ("backbone", "said"), [("efficientnet_b0", True), ("resnet18", None), ("mobilenetv3", True)]
+)
+def test_a_small_stem_that_no_weights_show_is_another_embedding(document, backbone, said) -> None:
+    """Of a ResNet they do, and what was embedded before it was said stays good."""
+    own = {"backbone": backbone, "image_px": 32, "small_stem": True}
+    seen = Preprocessing(32, 1.0, (0.5,) * 3, (0.5,) * 3)
+    known = fingerprint(settings_of(document, encoder=own), seen, "sha", "cpu")["encoder"]
+    assert known.get("small_stem") == said
+    plain = fingerprint(
+        settings_of(document, encoder={**own, "small_stem": False}), seen, "", "cpu"
+    )
+    assert "small_stem" not in plain["encoder"] and "channels" not in plain["images"]
+
+
 def test_an_older_versions_output_is_refused_by_its_version(document, tmp_path) -> None:
     """As 0.1.0 wrote it: no layout, and a fingerprint by that name."""
     output = tmp_path / "run"

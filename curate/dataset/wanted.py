@@ -124,12 +124,10 @@ def write_list(files: TrainingSetFiles, asked: list[Asked]) -> Listed:
                 for source in one.sources
                 for unit in plan_source(source, UNIT_IMAGES, files.planned(number, source.name))
             ]
-            if one.sample is None:
-                for name, unit in units:
-                    add(none, {"source": name, "sample": None, **asdict(unit)}, unit.images)
-            else:
-                for (name, unit), most in drawn(units, one.sample):
-                    add(none, {"source": name, "sample": most, **asdict(unit)}, most)
+            all_of = ((unit, None) for unit in units)
+            for (name, unit), most in drawn(units, one.sample) if one.sample else all_of:
+                count = unit.images if most is None else most
+                add(none, {"source": name, "sample": most, **asdict(unit)}, count)
             if not one.manifest:
                 continue
             rows = _rows_of(one)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from curate.embedding import encoders
 from curate.embedding.encoders import Card, Encoder, Keys
 from curate.errors import CurateError
 from curate.pretraining.adapt import Beginning
-from curate.pretraining.plan import Taught
+from curate.pretraining.plan import Taught, TrainingPlan
 from curate.runfiles.files import EncoderFiles, TrainingFiles
 from curate.settings import EncoderSettings, TrainingSettings
 
@@ -21,17 +21,12 @@ class Given:
     first: Encoder | None = None  # the backbone, with the weights that `init` names
     teacher: Encoder | None = None
     teacher_settings: EncoderSettings | None = None  # that build it again, elsewhere
+    # Of the plan: both, known by their weights
+    begins: Beginning | None = None
+    taught: Taught | None = None
 
-    def in_plan(self, chosen: TrainingSettings) -> dict[str, Any]:
-        """The plan's fields for them, known by their weights."""
-        begins = taught = None
-        if self.first is not None and chosen.init is not None:
-            how = chosen.init.model_dump(exclude={"weights"})
-            begins = Beginning(weights=encoders.weights_hash(self.first.module), **how)
-        if self.teacher is not None:
-            digest = encoders.weights_hash(self.teacher.module)
-            taught = Taught(digest, self.teacher.preprocessing.image_px)
-        return {"begins": begins, "taught": taught}
+    def in_plan(self, plan: TrainingPlan) -> TrainingPlan:
+        return replace(plan, begins=self.begins, taught=self.taught)
 
     def save(self, files: TrainingFiles) -> None:
         """For all workers, who reach neither a hub nor, it may be, what the config names."""
@@ -47,9 +42,11 @@ def given(chosen: TrainingSettings, encoder: EncoderSettings, section: str) -> G
 
     Raises CurateError, naming the key in `section`, for weights that cannot be had or do not fit.
     """
-    first = teacher = settings = None
+    first = teacher = settings = begins = taught = None
     if chosen.init is not None:
         first = encoders.build(_first(chosen, encoder), _keys(section, "init.weights"))
+        how = chosen.init.model_dump(exclude={"weights"})
+        begins = Beginning(weights=encoders.weights_hash(first.module), **how)
     if chosen.teacher is not None:
         settings = _teacher(chosen, encoder, section)
         teacher = encoders.build(settings, _keys(f"{section}.teacher", "weights"))
@@ -58,7 +55,9 @@ def given(chosen: TrainingSettings, encoder: EncoderSettings, section: str) -> G
                 f"{section}.teacher.weights={chosen.teacher.weights}: sees grey images, and "
                 "images.channels=3; train by a teacher of colours"
             )
-    return Given(first, teacher, settings)
+        digest = encoders.weights_hash(teacher.module)
+        taught = Taught(digest, teacher.preprocessing.image_px)
+    return Given(first, teacher, settings, begins, taught)
 
 
 def _keys(section: str, weights: str) -> Keys:

@@ -110,7 +110,7 @@ def _train(
         section=section,
     )
     sets = sets_of(data, chosen.shares, index.images, index.open_images, section)
-    plan = replace(plan, sets=sets, **networks.in_plan(chosen))
+    plan = networks.in_plan(replace(plan, sets=sets))
     inputs = {
         "data": index.made_from,
         "dataset": index.fingerprint,
@@ -177,7 +177,7 @@ def _check(
         chosen, settings.encoder, images=1 << 20, open_images=0, workers=workers, section=section
     )
     networks = networks or given(chosen, settings.encoder, section)
-    plan = replace(plan, **networks.in_plan(chosen))
+    plan = networks.in_plan(plan)
     teacher = networks.teacher
     if teacher is not None:
         teacher = replace(teacher, module=copy.deepcopy(teacher.module))

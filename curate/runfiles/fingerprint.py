@@ -30,9 +30,17 @@ def fingerprint(
             "std": list(preprocessing.std),
             # Said where it is another alone: what was embedded before there was a choice stays good
             **({"pool": settings.encoder.pool} if settings.encoder.pool else {}),
+            **({"small_stem": True} if _stem_is_not_in_weights(settings) else {}),
         },
         "device": device,
     }
+
+
+def _stem_is_not_in_weights(settings: RunSettings) -> bool:
+    """A ResNet's small stem has weights of another shape, others' another stride alone."""
+    encoder = settings.encoder
+    resnet = encoder.backbone.startswith(("resnet", "resnext", "wide_resnet"))
+    return encoder.small_stem and not resnet
 
 
 def _limits(images: ImageSettings) -> Inputs:
