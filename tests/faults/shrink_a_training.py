@@ -17,7 +17,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray.cluster_utils import Cluster
 
 from curate import cluster as own
@@ -87,9 +86,10 @@ def main(folder: Path, workers: int) -> None:
         )
         (folder / "group.json").write_text(json.dumps(found))
     print(json.dumps(found), flush=True)
-    ray.shutdown()
-    cluster.shutdown()
-    os._exit(0)  # the training cannot end any more
+    # The training cannot end any more, and asks for its board while there is a Ray to ask
+    for node in cluster.list_all_nodes():
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+    os._exit(0)
 
 
 if __name__ == "__main__":
