@@ -84,8 +84,9 @@ class _Worker:
             self.trainer.load(state)
             self.records = state["records"]
             self.seconds_before = state["seconds"]
-            if rank() == 0:
+            if rank() == 0:  # for all, of whom there may be another number now
                 self.sums = state["sums"]
+                self.sums[:3] *= world()
         self._agree()
 
     def _agree(self) -> None:
@@ -235,7 +236,6 @@ class _Worker:
 
     def _checkpoint(self) -> None:
         total = self._over_ranks()  # all ranks meet; then one writes
-        total[:3] *= world()
         if self.recorder is not None:
             state = self.trainer.state() | {
                 "sums": total,
