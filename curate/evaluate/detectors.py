@@ -6,6 +6,9 @@ times as finely, has them four times as small.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from timm.models.resnet import ResNet
 from torch import nn
 from torchvision.models.detection import FasterRCNN, RetinaNet
@@ -37,14 +40,7 @@ def faster_rcnn(
     classes: without the background.
     """
     strides = strides_of(network)
-    channels = [stage["num_chs"] for stage in network.feature_info if stage["module"] in STAGES]
-    pyramid = BackboneWithFPN(
-        network,
-        return_layers={name: str(level) for level, name in enumerate(STAGES)},
-        in_channels_list=channels,
-        out_channels=PYRAMID_CHANNELS,
-        norm_layer=nn.BatchNorm2d,
-    )
+    pyramid = _pyramid(network, STAGES, norm_layer=nn.BatchNorm2d)
     levels = [*strides, 2 * strides[-1]]  # the pyramid pools its last level once more
     anchors = AnchorGenerator(tuple((ANCHOR_CELLS * s,) for s in levels), (ASPECTS,) * len(levels))
     return FasterRCNN(
@@ -69,14 +65,8 @@ def retinanet(
     """
     stages = STAGES[1:]
     strides = strides_of(network)[1:]
-    channels = [stage["num_chs"] for stage in network.feature_info if stage["module"] in stages]
-    pyramid = BackboneWithFPN(
-        network,
-        return_layers={name: str(level) for level, name in enumerate(stages)},
-        in_channels_list=channels,
-        out_channels=PYRAMID_CHANNELS,
-        extra_blocks=LastLevelP6P7(PYRAMID_CHANNELS, PYRAMID_CHANNELS),
-    )
+    above = LastLevelP6P7(PYRAMID_CHANNELS, PYRAMID_CHANNELS)
+    pyramid = _pyramid(network, stages, extra_blocks=above)
     levels = [*strides, 2 * strides[-1], 4 * strides[-1]]
     sizes = tuple(tuple(int(cells * stride) for cells in OCTAVE_CELLS) for stride in levels)
     return RetinaNet(
@@ -87,4 +77,15 @@ def retinanet(
         image_mean=list(preprocessing.mean),
         image_std=list(preprocessing.std),
         anchor_generator=AnchorGenerator(sizes, (ASPECTS,) * len(levels)),
+    )
+
+
+def _pyramid(network: ResNet, stages: Sequence[str], **more: Any) -> BackboneWithFPN:
+    """Of the network, on the maps of some stages."""
+    return BackboneWithFPN(
+        network,
+        return_layers={name: str(level) for level, name in enumerate(stages)},
+        in_channels_list=[s["num_chs"] for s in network.feature_info if s["module"] in stages],
+        out_channels=PYRAMID_CHANNELS,
+        **more,
     )
