@@ -21,6 +21,7 @@ from curate.errors import CurateError, one_line
 from curate.images import Preprocessing
 from curate.runfiles.files import EncoderFiles, RunFiles
 from curate.settings import EncoderSettings, ImageSettings
+from curate.settings.sources import USUAL_PIXELS
 
 StateDict = dict[str, Tensor]
 
@@ -244,7 +245,7 @@ def _check_card(files: EncoderFiles, settings: EncoderSettings, section: str) ->
         mine, its = getattr(settings, name), getattr(card, name, None)
         if its is not None and its != mine:
             raise CurateError(f"{section}.{name}={mine}: {files.card} says {its}; use that")
-    for name, usual in (("channels", 3), ("bits", 8)):
+    for name, usual in USUAL_PIXELS.items():
         mine, its = getattr(settings, name) or usual, getattr(card, name, None) or usual
         if card is not None and its != mine:
             raise CurateError(f"images.{name}={mine}: {files.card} says {its}; use that")
@@ -252,7 +253,7 @@ def _check_card(files: EncoderFiles, settings: EncoderSettings, section: str) ->
 
 def check_images(settings: EncoderSettings, images: ImageSettings, place: str) -> None:
     """Raises CurateError for an encoder, at a place, of other images than are made."""
-    for name, usual in (("channels", 3), ("bits", 8)):
+    for name, usual in USUAL_PIXELS.items():
         mine, its = getattr(images, name), getattr(settings, name) or usual
         if mine != its:
             raise CurateError(f"images.{name}={mine}: the encoder at {place} sees {its}; use that")

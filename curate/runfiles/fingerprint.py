@@ -10,6 +10,7 @@ from typing import Literal
 from curate.images import PIXELS, Preprocessing
 from curate.runfiles.memo import Inputs
 from curate.settings import ImageSettings, RunSettings
+from curate.settings.sources import USUAL_PIXELS
 
 Device = Literal["cpu", "gpu"]
 
@@ -45,5 +46,4 @@ def _stem_is_not_in_weights(settings: RunSettings) -> bool:
 
 def _limits(images: ImageSettings) -> Inputs:
     known: Inputs = images.model_dump(exclude={"max_rejected_fraction"})
-    usual = {"channels": 3, "bits": 8}
-    return {name: value for name, value in known.items() if usual.get(name) != value}
+    return {name: value for name, value in known.items() if USUAL_PIXELS.get(name) != value}

@@ -7,7 +7,13 @@ from pydantic import Field, model_validator
 from curate.settings.base import AbsolutePath, Settings, SourceName
 from curate.settings.evaluation import EvaluateSettings
 from curate.settings.selection import CoresetSettings, EmbedSettings, EncoderSettings
-from curate.settings.sources import UNNAMED_TARGET, ImageSettings, Source, TargetSource
+from curate.settings.sources import (
+    UNNAMED_TARGET,
+    USUAL_PIXELS,
+    ImageSettings,
+    Source,
+    TargetSource,
+)
 from curate.settings.training import PretrainSettings
 
 
@@ -27,8 +33,8 @@ class CommonSettings(Settings):
     @model_validator(mode="after")
     def _encoder_of_the_images(self) -> CommonSettings:
         told, encoder = self.images, self.encoder
-        for name, its, usual in (("channels", told.channels, 3), ("bits", told.bits, 8)):
-            given = getattr(encoder, name)
+        for name, usual in USUAL_PIXELS.items():
+            its, given = getattr(told, name), getattr(encoder, name)
             if given not in (None, its):
                 raise ValueError(f"encoder.{name}={given}: set images.{name}")
             if its != usual and given is None:

@@ -60,6 +60,9 @@ Source = Annotated[
 ]
 
 
+USUAL_PIXELS = {"channels": 3, "bits": 8}  # where nothing is said of them
+
+
 class ImageSettings(Settings):
     """What is made of images, and which are refused."""
 
