@@ -190,8 +190,8 @@ class Told:
 
 def batch_bytes(shapes: list[Shape], images: int, limits: ImageSettings) -> int:
     """Of so many images' views, as they pass from a process that decodes."""
-    a_pixel = limits.channels * limits.bits // 8
-    return images * a_pixel * sum(shape.px**2 * shape.view.count for shape in shapes)
+    pixels = sum(shape.px**2 * shape.view.count for shape in shapes)
+    return images * pixels * limits.pixel_bytes
 
 
 def shared_memory() -> float:

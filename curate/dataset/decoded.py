@@ -94,7 +94,7 @@ def decoded_bytes(images: TrainingSet, limits: ImageSettings) -> int:
             width, height = EncodedImage(images.image(place), limits).size
         except Refused:
             continue
-        sizes.append(width * height * limits.channels * limits.bits // 8)
+        sizes.append(width * height * limits.pixel_bytes)
     return int(SPARE * len(images) * np.mean(sizes)) if sizes else 0
 
 

@@ -65,4 +65,4 @@ def whole_bytes(shapes: list[Shape], images: int, limits: ImageSettings) -> int:
     """Of so many images at most, as they pass from a process that decodes."""
     largest = max(shape.px for shape in shapes)
     height, width = (-(-times * largest // STEP_PX) * STEP_PX for times in (SHORTER, LONGER))
-    return images * height * width * limits.channels * limits.bits // 8
+    return images * height * width * limits.pixel_bytes

@@ -245,18 +245,22 @@ def _check_card(files: EncoderFiles, settings: EncoderSettings, section: str) ->
         mine, its = getattr(settings, name), getattr(card, name, None)
         if its is not None and its != mine:
             raise CurateError(f"{section}.{name}={mine}: {files.card} says {its}; use that")
-    for name, usual in USUAL_PIXELS.items():
-        mine, its = getattr(settings, name) or usual, getattr(card, name, None) or usual
-        if card is not None and its != mine:
-            raise CurateError(f"images.{name}={mine}: {files.card} says {its}; use that")
+    if card is not None:
+        _check_pixels(settings, card, f"{files.card} says")
 
 
 def check_images(settings: EncoderSettings, images: ImageSettings, place: str) -> None:
     """Raises CurateError for an encoder, at a place, of other images than are made."""
+    _check_pixels(images, settings, f"the encoder at {place} sees")
+
+
+def _check_pixels(
+    mine: EncoderSettings | ImageSettings, its: Card | EncoderSettings, says: str
+) -> None:
     for name, usual in USUAL_PIXELS.items():
-        mine, its = getattr(images, name), getattr(settings, name) or usual
-        if mine != its:
-            raise CurateError(f"images.{name}={mine}: the encoder at {place} sees {its}; use that")
+        asked, found = getattr(mine, name) or usual, getattr(its, name) or usual
+        if asked != found:
+            raise CurateError(f"images.{name}={asked}: {says} {found}; use that")
 
 
 def _flatten(value: Any, prefix: str = "") -> StateDict:

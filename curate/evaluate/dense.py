@@ -112,13 +112,12 @@ def figures_of(
     runs: list[Timed[Figures]] = results(tasks)
     seconds = round(sum(taken for _, taken in runs), 2)
     images = int(runs[0][0]["images"])
-    whose = ", as SimCore's authors'" if settings.preset else ""
     for metric in runs[0][0]:
         values = np.array([figures[metric] for figures, _ in runs])
         if metric == "images" or np.isnan(values).all():  # NaN: a class that is not there
             continue
         yield Result(
-            metric=f"{what}{whose}, {metric}",
+            metric=f"{what}{settings.whose}, {metric}",
             value=float(np.nanmean(values)),
             std=float(np.nanstd(values)),
             seeds=len(runs),

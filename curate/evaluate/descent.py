@@ -56,6 +56,11 @@ def set_learning_rates(optimizer: Optimizer, share: float) -> None:
         group["lr"] = group["peak"] * share
 
 
+def cosine(progress: float) -> float:
+    """Share of the peak learning rates: along half a cosine from 1 to 0."""
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
 def descend(
     optimizer: Optimizer,
     loss_of: Callable[[Batch], Tensor],

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -26,7 +25,7 @@ from curate.errors import CurateError
 from curate.evaluate.annotated import fitted, read_image
 from curate.evaluate.boxes import Boxes, Scene, read_boxes
 from curate.evaluate.dense import figures_of, resnet_of, seeded, set_training, shuffled
-from curate.evaluate.descent import adam, descend, sgd
+from curate.evaluate.descent import adam, cosine, descend, sgd
 from curate.evaluate.detectors import Detector, faster_rcnn, retinanet
 from curate.evaluate.loading import loaded
 from curate.evaluate.subject import Result, Subject
@@ -145,7 +144,7 @@ def rate_at(step: int, steps: int, schedule: str = "steps") -> float:
     the steps, 1000 at most, then a tenth from 2/3 on and a hundredth from 8/9 on, as Detectron's
     1× schedule has it."""
     if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * step / steps))
+        return cosine(step / steps)
     warmup = min(WARMUP_STEPS, steps // 10)
     if step < warmup:
         return (step + 1) / warmup

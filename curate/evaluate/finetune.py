@@ -7,7 +7,6 @@ encoder brought along.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from curate.cluster import results
 from curate.evaluate.accuracy import Accuracy
 from curate.evaluate.bench import Bench
+from curate.evaluate.descent import cosine
 from curate.evaluate.subject import Result, Subject, Timed, accuracies, on_gpu
 from curate.evaluate.supervised import train_and_test
 from curate.settings import FinetuneSettings
@@ -71,9 +71,4 @@ def finetune(
     def drawn(labels: NDArray[np.int64]) -> NDArray[np.int64]:
         return stratified(labels, fraction, seed)
 
-    return train_and_test(bench, settings, seed, drawn, rates, rate, "evaluate.finetune")
-
-
-def rate(progress: float) -> float:
-    """A cosine to 0."""
-    return (1 + math.cos(math.pi * progress)) / 2
+    return train_and_test(bench, settings, seed, drawn, rates, cosine, "evaluate.finetune")

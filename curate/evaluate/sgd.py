@@ -32,8 +32,7 @@ def run(subject: Subject) -> Iterator[Result]:
     settings = subject.evaluation.sgd
     found = results([on_gpu(sgd_probe, subject.bench, settings, seed) for seed in subject.seeds])
     images = subject.labels.test_images
-    whose = ", as SimCore's authors'" if settings.preset else ""
-    yield from accuracies(f"SGD probe{whose}", found, images, settings.model_dump())
+    yield from accuracies(f"SGD probe{settings.whose}", found, images, settings.model_dump())
 
 
 def sgd_probe(bench: Bench, settings: SgdSettings, seed: int) -> Accuracy:
@@ -42,7 +41,17 @@ def sgd_probe(bench: Bench, settings: SgdSettings, seed: int) -> Accuracy:
     Raises CurateError for an encoder that cannot be had, or labels that do not fit.
     """
     rates = {"head": settings.learning_rate}
-    found, _ = train_and_test(bench, settings, seed, labelled, rates, rate, "evaluate.sgd")
+    found, _ = train_and_test(
+        bench,
+        settings,
+        seed,
+        labelled,
+        rates,
+        rate,
+        "evaluate.sgd",
+        moving=settings.batch_norm == "moving",
+        best=settings.epoch == "best",
+    )
     return found
 
 

@@ -35,12 +35,17 @@ def train_and_test(
     rates: dict[str, float],
     rate: Callable[[float], float],
     key: str,
+    *,
+    moving: bool = False,
+    best: bool = False,
 ) -> tuple[Accuracy, int]:
     """Accuracy on centre crops, and how many images were trained on.
 
     choose: labels (N,), -1 for none, to the rows that are trained on; rates: at the peak, of the
     `head`, and of the `encoder`, which is frozen where it has none; rate: progress, 0 … 1, to a
-    share of them; key: of the settings, named in errors.
+    share of them; key: of the settings, named in errors;
+    moving: a frozen encoder's BatchNorms go by each batch's statistics; best: of all epochs, by
+    accuracy, not the last.
     Steps are those of epochs over all labelled images, however few are chosen.
     """
     train, test = bench.open_sets()
@@ -50,9 +55,7 @@ def train_and_test(
     device = device_here()
     bf16 = device.type == "cuda"
     frozen = "encoder" not in rates
-    own = settings if isinstance(settings, SgdSettings) else SgdSettings()
-    moving = not frozen or own.batch_norm == "moving"
-    module = encoder.module.train(moving).requires_grad_(not frozen).to(device)
+    module = encoder.module.train(moving or not frozen).requires_grad_(not frozen).to(device)
     module = module.to(memory_format=torch.channels_last)
     head = new_head(encoder.feature_dim, len(labels.classes), seed).to(device)
     parts: dict[str, nn.Module] = {"encoder": module, "head": head}
@@ -76,7 +79,7 @@ def train_and_test(
 
     def measure(step: int) -> None:
         """At the ends of the epochs that may count."""
-        if step == steps or (own.epoch == "best" and step % of_epoch == 0):
+        if step == steps or (best and step % of_epoch == 0):
             seen = _features(module, encoder.preprocessing, bench, test, asked)
             found.append(accuracy(predicted_by(head, seen), labels.test[asked]))
 

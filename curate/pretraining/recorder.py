@@ -34,6 +34,11 @@ def best_of(records: list[Record], name: str) -> Record | None:
     return min(having, key=lambda record: sign * record[name], default=None)
 
 
+def last_of(records: list[Record], name: str) -> float | None:
+    """A figure that not every record has, as it was last found."""
+    return next((record[name] for record in reversed(records) if name in record), None)
+
+
 class Recorder:
     def __init__(
         self, job: Job, trainer: Trainer, board: ActorHandle, records: list[Record]
@@ -88,9 +93,8 @@ class Recorder:
             * (now - self.started)
             / max(1, step - self.first_step),
         }
-        probed = [earlier["knn"] for earlier in self.records if "knn" in earlier]
-        if probed:
-            record["knn"] = probed[-1]
+        if (knn := last_of(self.records, "knn")) is not None:
+            record["knn"] = knn
         self.board.show.remote(record)
 
     def close(self, dataset: str) -> None:

@@ -20,6 +20,7 @@ from curate.pretraining.job import Job
 from curate.pretraining.launch import LOADERS, Placement, launch, placement_of
 from curate.pretraining.plan import TrainingPlan, make_plan, sets_of
 from curate.pretraining.probe import Probe
+from curate.pretraining.recorder import last_of
 from curate.pretraining.trainer import Trainer
 from curate.runfiles.files import RunFiles, TrainingFiles
 from curate.runfiles.lock import held
@@ -246,7 +247,6 @@ def _summary(
     lines = storage.read_bytes(files.metrics).decode().splitlines()
     records = [json.loads(line) for line in lines]
     last = records[-1]
-    probed = [record["knn"] for record in records if "knn" in record]
     summary = TrainingSummary(
         method=plan.method,
         backbone=plan.backbone,
@@ -261,7 +261,7 @@ def _summary(
         workers=placement.workers,
         loss=last["loss"],
         embedding_std=last["embedding_std"],
-        knn=probed[-1] if probed else None,
+        knn=last_of(records, "knn"),
         images_per_s=round(last["images_per_s"], 1),
         seconds=round(last["seconds"], 1),
         encoder=files.folder,

@@ -30,6 +30,11 @@ class AsTheAuthors(Settings):
             return {**cls.authors, **given}
         return given
 
+    @property
+    def whose(self) -> str:
+        """What a figure's name ends in."""
+        return ", as SimCore's authors'" if self.preset else ""
+
 
 class SgdSettings(AsTheAuthors):
     """The linear probe of SimCore's authors: on random crops, through the frozen encoder."""

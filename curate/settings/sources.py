@@ -81,6 +81,11 @@ class ImageSettings(Settings):
             raise ValueError("bits=16: of grey images alone; set channels: 1, or bits: 8")
         return self
 
+    @property
+    def pixel_bytes(self) -> int:
+        """Decoded."""
+        return self.channels * self.bits // 8
+
 
 def _named(name: str) -> BeforeValidator:
     """For a source that needs no name of its own."""
